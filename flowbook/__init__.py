@@ -1,1 +1,13 @@
+"Diffusion transformers and rectified flow: a book that is a library."
 __version__ = "0.0.1"
+
+from flowbook.data import load_data
+from flowbook.dit_llama import DiTLlama
+from flowbook.evaluate import evaluate
+from flowbook.flow import RectifiedFlow, logit_normal, uniform
+from flowbook.guidance import CFG
+from flowbook.samplers import sample
+from flowbook.train import Trainer
+
+__all__ = ["load_data", "DiTLlama", "evaluate", "RectifiedFlow",
+           "logit_normal", "uniform", "CFG", "sample", "Trainer"]

@@ -36,7 +36,8 @@ class Attention(nn.Module):
         "Queries, keys and values, each (b, h, n, e), normalised and turned"
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)     # each (b, h, n, e)
-        q, k = self.q_norm(q), self.k_norm(k)
+        full = self.qkv.weight.dtype             # also inside autocast
+        q, k = self.q_norm(q.to(full)), self.k_norm(k.to(full))
         if rope is not None:
             q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         return q.type_as(v), k.type_as(v), v

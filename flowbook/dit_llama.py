@@ -80,9 +80,9 @@ class FinalLayer(nn.Module):
 # %% ../nbs/06_dit_llama.ipynb #src-presets
 _presets = {
     "digits": dict(in_channels=1, input_size=8, patch_size=2, dim=128, depth=4,
-                   num_heads=4, num_classes=10),
+                   num_heads=4, num_classes=10, stem_width=32),
     "mnist": dict(in_channels=1, input_size=28, patch_size=4, dim=128, depth=8,
-                  num_heads=4, num_classes=10),
+                  num_heads=4, num_classes=10, stem_width=32),
     "cifar10": dict(in_channels=3, input_size=32, patch_size=2, dim=256,
                     depth=10, num_heads=8, num_classes=10, stem_width=64),
 }

@@ -6,7 +6,7 @@
 __all__ = ['uniform', 'logit_normal', 'null_label', 'expand_time', 'RectifiedFlow']
 
 # %% ../nbs/08_flow.ipynb #imports
-import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -14,23 +14,26 @@ from torch.nn import functional as F
 from .adaln import drop_labels
 
 # %% ../nbs/08_flow.ipynb #src-tdist
-def uniform():
+@dataclass(frozen=True)
+class uniform:
     "All times alike"
-    def draw(n, generator=None, device=None):
+    def __call__(self, n, generator=None, device=None):
         return torch.rand(n, generator=generator, device=device)
-    return draw
 
 
-def logit_normal(
-    mean: float = 0.0,  # above 0 prefers noise, below 0 prefers data
-    std: float = 1.0,  # larger reaches further towards 0 and 1
-):
+@dataclass(frozen=True)
+class logit_normal:
     "The sigmoid of a normal variable: middle times more often (SD3, 3.1)"
-    if std <= 0: raise ValueError(f"std must be above 0, got {std}")
-    def draw(n, generator=None, device=None):
+    mean: float = 0.0  # above 0 prefers noise, below 0 prefers data
+    std: float = 1.0  # larger reaches further towards 0 and 1
+
+    def __post_init__(self):
+        if self.std <= 0: raise ValueError(
+            f"std must be above 0, got {self.std}")
+
+    def __call__(self, n, generator=None, device=None):
         z = torch.randn(n, generator=generator, device=device)
-        return (mean + std * z).sigmoid()
-    return draw
+        return (self.mean + self.std * z).sigmoid()
 
 # %% ../nbs/08_flow.ipynb #src-null
 def null_label(model) -> int:  # the label that says nothing: num_classes

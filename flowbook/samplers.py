@@ -91,8 +91,14 @@ def sample(
     steps: int = 50,  # intervals; heun evaluates the model twice in each
     grid="uniform",  # uniform, or a callable steps -> times
     generator: torch.Generator = None,  # for noise given as a shape
+    batch_size: int = None,  # images at a time; None: all at once
 ) -> torch.Tensor:  # images (b, c, h, w), in [-1, 1] up to overshoot
     "Turn noise into images: the end of `trajectory`"
-    for _, x in trajectory(model, noise, y, solver, steps, grid, generator):
-        pass
-    return x
+    noise, *_ = _checked(noise, y, solver, steps, grid, generator)
+    size, out = batch_size or max(1, len(noise)), []
+    for i in range(0, len(noise), size):
+        part = None if y is None else y[i:i + size]
+        walk = trajectory(model, noise[i:i + size], part, solver, steps, grid)
+        for _, x in walk: pass
+        out.append(x)
+    return torch.cat(out)
