@@ -1,0 +1,37 @@
+"What the README shows is what the front page says, and it runs."
+import json
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(kind):
+    "The README's code blocks of one language"
+    return re.findall(rf"^``` ?{kind}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_the_readme_is_made_from_the_front_page():
+    cells = json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells)
+    code = blocks("bash") + blocks("python")
+    assert len(blocks("bash")) >= 3 and len(blocks("python")) == 1
+    for block in code: assert block.strip() in text, block
+
+
+def test_the_loop_draws_digits():
+    from flowbook import load_data
+    from flowbook.data import to_uint8
+    from flowbook.evaluate import conditional_accuracy, fit_classifier
+    (loop,) = blocks("python")
+    assert len([s for s in loop.splitlines() if s.strip()]) <= 12
+    torch.manual_seed(0)
+    scope = {}
+    exec(loop, scope)
+    judge = fit_classifier(load_data("digits").train)
+    labels = torch.arange(20) % 10
+    images = to_uint8(scope["images"])
+    assert conditional_accuracy(images, labels, judge) >= 0.9
