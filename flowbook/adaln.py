@@ -30,7 +30,7 @@ class TimestepEmbedder(nn.Module):
         self,
         dim: int,  # width d of the condition
         freq_dim: int = 256,  # sinusoidal features f, even
-        t_scale: float = 1000.0,  # see `timestep_embedding`
+        t_scale: float = 1000.0,  # see timestep_embedding
     ):
         super().__init__()
         self.freq_dim, self.t_scale = freq_dim, t_scale

@@ -237,7 +237,7 @@ def _folder(path, size):
 # %% ../nbs/90_data.ipynb #src-load
 def load_data(
     name: str = "digits",  # digits, mnist, fashion_mnist, cifar10, or a folder
-    root: str = None,  # where sets are kept; None: see `data_root`
+    root: str = None,  # where sets are kept; None: see data_root
     size: int = None,  # folders only: crop to squares of this many pixels
 ) -> Data:
     "A dataset by name, or from a folder of pictures, as tensors in memory"

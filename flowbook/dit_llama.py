@@ -41,8 +41,8 @@ class DiTBlock(nn.Module):
         self,
         dim: int,  # features d of a token
         num_heads: int,  # heads; divides dim
-        qk_norm: bool = True,  # see `Attention`
-        mlp_ratio: float = 4.0,  # see `SwiGLU`
+        qk_norm: bool = True,  # see Attention
+        mlp_ratio: float = 4.0,  # see SwiGLU
     ):
         super().__init__()
         self.norm1 = nn.RMSNorm(dim, eps=1e-6, elementwise_affine=False)
@@ -100,10 +100,10 @@ class DiTLlama(nn.Module, PyTorchModelHubMixin, library_name="flowbook",
         depth: int = 10,  # number of blocks
         num_heads: int = 8,  # heads; dim / num_heads divisible by 4
         num_classes: int = 10,  # labels 0 to num_classes - 1; then the null
-        mlp_ratio: float = 4.0,  # see `SwiGLU`
-        qk_norm: bool = True,  # see `Attention`
-        stem_width: int = 0,  # channels of `ConvStem`; 0: `PatchEmbed`
-        t_scale: float = 1000.0,  # see `timestep_embedding`
+        mlp_ratio: float = 4.0,  # see SwiGLU
+        qk_norm: bool = True,  # see Attention
+        stem_width: int = 0,  # channels of ConvStem; 0: PatchEmbed
+        t_scale: float = 1000.0,  # see timestep_embedding
     ):
         super().__init__()
         size = [input_size] * 2 if isinstance(input_size, int) else input_size

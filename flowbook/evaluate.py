@@ -22,7 +22,7 @@ def _flat(images):
 
 
 def fit_classifier(
-    train,  # the `Split` to learn from
+    train,  # the Split to learn from
     max_images: int = 20_000,  # as many as are used, for time
     seed: int = 0,  # of the choice of images
 ):  # callable: uint8 images (N, c, h, w) -> labels (N,)
@@ -53,7 +53,7 @@ class PixelPCA(nn.Module):
     "Features of an image: its leading principal components"
     def __init__(
         self,
-        train,  # the `Split` whose components are taken
+        train,  # the Split whose components are taken
         num_features: int = 64,  # f, at most c * h * w
     ):
         super().__init__()
@@ -97,9 +97,9 @@ def fid(
 # %% ../nbs/13_evaluate.ipynb #src-evaluate
 def evaluate(
     model,  # velocity: model(x, t, y), with num_classes
-    data,  # what `load_data` returns
+    data,  # what load_data returns
     n: int = 1000,  # samples, an equal number of each class
-    guidance: float = 2.0,  # scale of `CFG`: 1 is off
+    guidance: float = 2.0,  # scale of CFG: 1 is off
     solver: str = "heun",
     steps: int = 20,  # intervals; heun evaluates the model twice in each
     seed: int = 0,  # of the noise
@@ -140,7 +140,7 @@ def evaluate(
 
 
 def as_table(
-    result: dict,  # what `evaluate` returns
+    result: dict,  # what evaluate returns
 ) -> str:  # a table in Markdown
     "The rows of an evaluation, and its settings below"
     lines = ["| metric | value | samples | real test data | samples |",

@@ -55,7 +55,7 @@ class RectifiedFlow:
     "Straight paths from data to noise, and their loss (Liu et al. 2023)"
     def __init__(
         self,
-        t_dist=None,  # how to draw times; None: `logit_normal()`
+        t_dist=None,  # how to draw times; None: logit_normal()
         label_dropout: float = 0.1,  # share of labels hidden in training
     ):
         if not 0 <= label_dropout <= 1: raise ValueError(

@@ -27,7 +27,7 @@ def patchify(
 
 # %% ../nbs/01_patchify.ipynb #src-unpatchify
 def unpatchify(
-    tokens: torch.Tensor,  # (b, n, p*p*c), as `patchify` orders them
+    tokens: torch.Tensor,  # (b, n, p*p*c), as patchify orders them
     patch_size: int,  # side p of a patch
     grid: tuple,  # (rows, columns) of patches; rows * columns = n
 ) -> torch.Tensor:  # images (b, c, rows*p, columns*p)

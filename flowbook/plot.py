@@ -36,7 +36,7 @@ _colors = ["#3b82c4", "#d9742b", "#3f9c5a", "#b65fb0", "#c94f4f", "#8a8f2a"]
 _style = {
     "axes.edgecolor": _ink, "axes.labelcolor": _ink, "text.color": _ink,
     "axes.facecolor": "none", "figure.facecolor": "none",
-    "savefig.facecolor": "none", "legend.frameon": False,
+    "savefig.facecolor": "none",
     "axes.spines.top": False, "axes.spines.right": False,
     "font.size": 11,
 }
@@ -46,8 +46,8 @@ def figure(
     rows: int = 1,  # axes down
     cols: int = 1,  # axes across
     size: tuple = (6, 3.2),  # inches, width and height
-    **kwargs,  # passed to matplotlib's `Figure.subplots`
-) -> tuple:  # the figure and its axes, as `Figure.subplots` gives them
+    **kwargs,  # passed to matplotlib's Figure.subplots
+) -> tuple:  # the figure and its axes, as Figure.subplots gives them
     "An empty figure that reads well on light and dark pages"
     import matplotlib
     from cycler import cycler
@@ -129,7 +129,7 @@ def show_curves(
     if "y" in log: ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(True)
-    if len(curves) > 1: ax.legend(labelcolor=_ink)
+    if len(curves) > 1: ax.legend(labelcolor=_ink, frameon=False)
     return fig
 
 # %% ../nbs/91_plot.ipynb #src-gif

@@ -45,7 +45,7 @@ def lr_factor(
 # %% ../nbs/12_train.ipynb #src-ema
 def ema_average(
     decay: float = 0.999,  # d: how much of the old average is kept, 0 to 1
-):  # the `multi_avg_fn` of torch's `AveragedModel`
+):  # the multi_avg_fn of torch's AveragedModel
     "Exponential moving average of weights with warm-up"
     if not 0 <= decay < 1: raise ValueError(
         f"decay must be 0 or more and below 1, got {decay}")
@@ -108,20 +108,20 @@ class Trainer:
     def __init__(
         self,
         model,  # a module with the contract model(x, t, y)
-        data,  # what `load_data` returns
-        flow=None,  # path and loss; None: `RectifiedFlow()`
+        data,  # what load_data returns
+        flow=None,  # path and loss; None: RectifiedFlow()
         out: str = None,  # the run's folder; None: nothing is written
         *,
         batch_size: int = 128,  # images a step
         lr: float = 2e-3,  # the learning rate's plateau
         weight_decay: float = 0.01,  # of AdamW
         clip: float = 1.0,  # largest norm of the gradient
-        ema_decay: float = 0.999,  # see `ema_average`
+        ema_decay: float = 0.999,  # see ema_average
         seed: int = 0,  # of batches, noise, times and dropped labels
         precision: str = None,  # no, bf16; None: bf16 on a GPU that has it
         save_seconds: float = 60,  # how often the state is saved
-        resume: bool = False,  # go on with the run in `out`?
-        overwrite: bool = False,  # replace the run in `out`?
+        resume: bool = False,  # go on with the run in out?
+        overwrite: bool = False,  # replace the run in out?
         info: dict = None,  # more to keep in config.json
     ):
         for name, value in {"lr": lr, "clip": clip}.items():
@@ -341,11 +341,11 @@ def load_run(
 
 # %% ../nbs/12_train.ipynb #src-report
 def sample_classes(
-    model,  # a class-conditional model with `num_classes`
-    spec,  # the `DataSpec` of its data
+    model,  # a class-conditional model with num_classes
+    spec,  # the DataSpec of its data
     n: int = 10,  # images a class
     classes: list = None,  # which classes; None: all, ten at most
-    guidance: float = 2.0,  # scale of `CFG`: 1 is off
+    guidance: float = 2.0,  # scale of CFG: 1 is off
     solver: str = "heun",
     steps: int = 20,  # intervals; heun evaluates the model twice in each
     seed: int = 0,  # of the noise
