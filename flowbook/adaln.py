@@ -15,9 +15,11 @@ def timestep_embedding(
     dim: int,  # features f, even
     t_scale: float = 1000.0,  # s: what t is multiplied with
 ) -> torch.Tensor:  # (b, dim) in [-1, 1]: all cosines, then all sines
-    "Sinusoidal features of time (DDPM, appendix B; DiT, 3.2)"
+    "Sinusoidal features of time (DDPM, appendix B)"
     if t.ndim != 1: raise ValueError(
         f"expected times of shape (b,), got {tuple(t.shape)}")
+    if dim % 2: raise ValueError(f"dim must be even, got {dim}")
+    if t.dtype != torch.float64: t = t.float()   # bfloat16 is too coarse
     k = torch.arange(dim // 2, device=t.device)
     speeds = t_scale * 10000 ** (-2 * k / dim)
     angles = t[:, None] * speeds.to(t.dtype)     # (b, f / 2)
@@ -57,14 +59,14 @@ class LabelEmbedder(nn.Module):
         if y is None:
             y = torch.full((b,), self.num_classes,
                            device=self.table.weight.device)
-        if not torch.compiler.is_compiling() and y.device.type == "cpu":
-            self.check(y, b)
-        return self.table(y)                     # (b, d)
-
-    def check(self, y, b):
-        "Refuse labels that are no labels (only where looking costs nothing)"
         if y.shape != (b,): raise ValueError(
             f"expected labels of shape ({b},), got {tuple(y.shape)}")
+        if not torch.compiler.is_compiling() and y.device.type == "cpu":
+            self.check(y)
+        return self.table(y)                     # (b, d)
+
+    def check(self, y):
+        "Refuse labels that are no labels (only where looking costs nothing)"
         lo, hi = y.aminmax()
         if lo < 0 or hi > self.num_classes: raise ValueError(
             f"labels must be 0 to {self.num_classes - 1}, or"
@@ -88,7 +90,7 @@ def modulate(
     shift: torch.Tensor,  # (b, d), one vector for all tokens of an image
     scale: torch.Tensor,  # (b, d), 0 leaves x as it is
 ) -> torch.Tensor:  # (b, n, d)
-    "Shift and scale tokens by the condition (FiLM, equation 1)"
+    "Shift and scale tokens by the condition (FiLM, equation 2)"
     return x * (1 + scale[:, None]) + shift[:, None]
 
 # %% ../nbs/04_adaln.ipynb #src-adaln

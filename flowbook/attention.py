@@ -42,7 +42,7 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         return q.type_as(v), k.type_as(v), v
 
-    def forward(self, x, rope=None):             # (b, n, d)
+    def forward(self, x, rope=None):             # rope: cos, sin (n, e / 2)
         x = F.scaled_dot_product_attention(*self.heads(x, rope))
         return self.proj(x.transpose(1, 2).flatten(2))  # (b, n, d)
 

@@ -50,12 +50,13 @@ def _train_arguments(p):
     a("--lr", type=_positive, help="learning rate (default: 0.002)")
     a("--seed", type=_whole, help="of weights, batches and noise (default: 0)")
     a("--patch-size", type=_count, help="side of a patch; must divide height"
-      " and width (default: 2 for digits and cifar10, else 4)")
+      " and width (default: 4 for pictures like MNIST's, else 2)")
     a("--image-size", type=_count, help="crop the pictures of a folder to"
       " squares of this many pixels")
     a("--resume", action="store_true", help="go on with the run in --out, with"
       " its own settings; only --steps or --epochs may change")
     a("--overwrite", action="store_true", help="replace the run in --out")
+    a("--quiet", action="store_true", help="no progress bar")
 
 
 def _sampling_arguments(p, steps):
@@ -109,24 +110,32 @@ def _preset(spec):
     return "mnist" if spec.channels == 1 or max(spec.size) < 32 else "cifar10"
 
 
-def _model(spec, patch_size, seed):
-    "A fresh model for a dataset"
+def _model(spec, patch_size, seed, config):
+    "A fresh model for a dataset, or the one that `config` describes"
     import torch
 
     from flowbook.dit_llama import DiTLlama
     torch.manual_seed(seed)
+    if config: return DiTLlama(
+        **{k: v for k, v in config.items() if k not in ("model", "run")})
     more = {} if patch_size is None else {"patch_size": patch_size}
     return DiTLlama.from_preset(
         _preset(spec), in_channels=spec.channels, input_size=list(spec.size),
         num_classes=spec.classes, **more)
 
 
-def _steps(args, config, spec, n, batch_size):
+def _out(args):
+    "The run's folder: as given, or runs/ and the name of the dataset"
+    name = Path(args.data or "digits").resolve().name
+    return Path(args.out or f"runs/{name}")
+
+
+def _steps(args, run, spec, n, batch_size):
     "Length of the run: as asked for, as before, or as the dataset needs"
     if args.steps and args.epochs: raise ValueError(
         "--steps and --epochs exclude each other: give one")
     if args.steps: return args.steps
-    if not args.epochs and "steps" in config: return config["steps"]
+    if not args.epochs and "steps" in run: return run["steps"]
     usual = _recipe(spec)
     if not args.epochs and "steps" in usual: return usual["steps"]
     epochs = args.epochs or usual["epochs"]
@@ -134,21 +143,22 @@ def _steps(args, config, spec, n, batch_size):
 
 # %% ../nbs/92_cli.ipynb #src-train-command
 def _resumed(args):
-    "The `run` part of the config of the run to resume"
-    out = Path(args.out or f"runs/{args.data or 'digits'}")
-    file = out / "config.json"
+    "The config of the run to resume"
+    file = _out(args) / "config.json"
     if not file.exists(): raise FileNotFoundError(
-        f"nothing to resume in {out}: it has no config.json")
-    config = json.loads(file.read_text())["run"]
-    name = config["data"]["name"]
-    if args.data not in (None, name): raise ValueError(
-        f"the run in {out} was trained on {name}, not {args.data}")
-    for key in ("patch_size", "image_size"):
-        given = getattr(args, key)
-        if given not in (None, config[key]): raise ValueError(
-            f"the run in {out} was made with {key} {config[key]}, not {given}")
-    args.data, args.patch_size = name, config["patch_size"]
-    args.image_size = config["image_size"]
+        f"nothing to resume in {file.parent}: it has no config.json")
+    config = json.loads(file.read_text())
+    run, name = config["run"], config["run"]["data"]["name"]
+    asked = args.data
+    if asked and Path(asked).is_dir(): asked = str(Path(asked).resolve())
+    made = dict(data=name, patch_size=config["patch_size"],
+                image_size=run.get("image_size"))
+    for key, given in dict(data=asked, patch_size=args.patch_size,
+                           image_size=args.image_size).items():
+        if given not in (None, made[key]): raise ValueError(
+            f"the run in {file.parent} was made with {key} {made[key]}, not"
+            f" {given}: resume it with its own settings")
+    args.data, args.image_size = name, made["image_size"]
     return config
 
 
@@ -156,24 +166,24 @@ def _train(args):
     "Train a diffusion transformer, into a folder"
     from flowbook.data import load_data
     from flowbook.train import Trainer
+    out = _out(args)
     config = _resumed(args) if args.resume else {}
-    name = args.data or "digits"
-    out = Path(args.out or f"runs/{Path(name).resolve().name}")
+    run, name = config.get("run", {}), args.data or "digits"
     data = load_data(name, size=args.image_size)
     usual = _recipe(data.spec)["batch_size"]
     settings = dict(batch_size=min(usual, len(data.train)), lr=2e-3, seed=0)
     for key, usual in settings.items():
         given = getattr(args, key)
-        settings[key] = config.get(key, usual) if given is None else given
-    steps = _steps(args, config, data.spec, len(data.train),
+        settings[key] = run.get(key, usual) if given is None else given
+    steps = _steps(args, run, data.spec, len(data.train),
                    settings["batch_size"])
-    model = _model(data.spec, args.patch_size, settings["seed"])
-    info = dict(patch_size=args.patch_size, image_size=args.image_size)
-    trainer = Trainer(model, data, out=out, resume=args.resume, info=info,
+    model = _model(data.spec, args.patch_size, settings["seed"], config)
+    trainer = Trainer(model, data, out=out, resume=args.resume,
+                      info=dict(image_size=args.image_size),
                       overwrite=args.overwrite, **settings)
     print(f"{model.num_params():,} parameters, {len(data.train):,} images of"
           f" {name}, {steps:,} steps of {settings['batch_size']}, into {out}")
-    try: trainer.fit(steps)
+    try: trainer.fit(steps, progress=not args.quiet)
     except KeyboardInterrupt:
         print(f"stopped at step {trainer.step}; go on with: flowbook train"
               f" --resume --out {out}")
@@ -196,14 +206,20 @@ def _spec(config):
 def _classes(text, names):
     "Numbers or names of classes, separated by commas, as numbers"
     if text is None: return None
-    numbers = {name: i for i, name in enumerate(names)}
-    numbers |= {str(i): i for i in range(len(names))}
+    numbers = {str(i): i for i in range(len(names))}
+    numbers |= {name: i for i, name in enumerate(names)}
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if part not in numbers: raise ValueError(
             f"no class {part!r} in this run: expected 0 to {len(names) - 1}"
             f" or {', '.join(names[:10])}")
     return [numbers[part] for part in parts]
+
+
+def _on_device(model):
+    "The model on the fastest device there is"
+    from accelerate import PartialState
+    return model.to(PartialState().device)
 
 
 def _target(path, suffix):
@@ -220,25 +236,25 @@ def _sample(args):
     "Draw images from a run"
     import torch
 
-    from flowbook.data import generator_for
     from flowbook.guidance import CFG
     from flowbook.plot import image_grid, save_gif
     from flowbook.samplers import trajectory
-    from flowbook.train import load_run
+    from flowbook.train import class_noise, load_run, sample_classes
     model, config = load_run(args.run)
     spec = _spec(config)
     classes = _classes(args.classes, spec.names)
-    if classes is None: classes = list(range(min(10, spec.classes)))
     out = _target(args.out or f"{args.run}/grid.png", ".png")
     gif = args.gif and _target(args.gif, ".gif")
-    y = torch.tensor(classes).repeat_interleave(args.n)
-    noise = torch.randn(len(y), spec.channels, *spec.size,
-                        generator=generator_for(args.seed, 2))
-    states = [x for _, x in trajectory(CFG(model, args.guidance), noise, y,
-                                       args.solver, args.steps)]
-    image_grid(states[-1], args.n).save(out)
-    if gif: save_gif(torch.stack(states), gif, args.n)
-    print(f"{len(y)} images, a row a class: {out}" + f" {gif or ''}".rstrip())
+    model = _on_device(model)
+    x, _ = sample_classes(model, spec, args.n, classes, args.guidance,
+                          args.solver, args.steps, args.seed)
+    image_grid(x, args.n).save(out)
+    if gif:
+        start = class_noise(model, spec, args.n, classes, args.seed)
+        walk = trajectory(CFG(model, args.guidance), *start, args.solver,
+                          args.steps)
+        save_gif(torch.stack([x for _, x in walk]), gif, args.n)
+    print(f"{len(x)} images, a row a class: {out}" + (f" {gif}" if gif else ""))
 
 # %% ../nbs/92_cli.ipynb #src-evaluate
 def _evaluate(args):
@@ -249,8 +265,8 @@ def _evaluate(args):
     model, config = load_run(args.run)
     data = load_data(config["run"]["data"]["name"],
                      size=config["run"].get("image_size"))
-    result = evaluate(model, data, args.n, args.guidance, args.solver,
-                     args.steps, args.seed)
+    result = evaluate(_on_device(model), data, args.n, args.guidance,
+                      args.solver, args.steps, args.seed)
     text = as_table(result)
     folder = Path(args.run)
     atomic_write(folder / "evaluation.json", json.dumps(result).encode())

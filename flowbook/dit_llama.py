@@ -143,6 +143,11 @@ class DiTLlama(nn.Module, PyTorchModelHubMixin, library_name="flowbook",
         return unpatchify(out, self.patch_size, grid).type_as(x)
 
     @classmethod
+    def _from_pretrained(cls, *, strict=True, **kwargs):
+        "Refuse weights with missing or unknown names, unlike the mixin"
+        return super()._from_pretrained(strict=strict, **kwargs)
+
+    @classmethod
     def from_preset(
         cls,
         name: str,  # digits, mnist or cifar10

@@ -13,7 +13,7 @@ from torch import nn
 
 from .data import generator_for, to_float, to_uint8
 from .guidance import CFG
-from .samplers import sample
+from .samplers import device_of, sample
 
 # %% ../nbs/13_evaluate.ipynb #src-classifier
 def _flat(images):
@@ -30,7 +30,7 @@ def fit_classifier(
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
-    order = torch.randperm(len(train), generator=generator_for(seed, 3))
+    order = torch.randperm(len(train), generator=generator_for(seed, "judge"))
     i = order[:max_images]
     x = _flat(train.images[i])
     pca = PCA(min(64, *x.shape), random_state=seed)
@@ -54,16 +54,17 @@ class PixelPCA(nn.Module):
     def __init__(
         self,
         train,  # the Split whose components are taken
-        num_features: int = 64,  # f, at most c * h * w
+        num_features: int = 64,  # f; fewer if images or pixels are fewer
     ):
         super().__init__()
-        x = to_float(train.images.cpu()).flatten(1)
-        self.num_features = min(num_features, x.shape[1])
-        g = generator_for(0, 4)
-        some = x[torch.randperm(len(x), generator=g)[:20_000]]
-        self.register_buffer("mean", some.mean(0))
-        values, vectors = torch.linalg.eigh((some - self.mean).T.cov())
-        self.register_buffer("basis", vectors[:, -self.num_features:])
+        from sklearn.decomposition import PCA
+        order = torch.randperm(len(train), generator=generator_for(0, "pca"))
+        most = 250_000_000 // train.images[0].numel()  # a gigabyte of floats
+        x = _flat(train.images[order[:min(20_000, most)]])
+        pca = PCA(min(num_features, *x.shape), random_state=0).fit(x)
+        self.num_features = pca.n_components_
+        self.register_buffer("mean", torch.tensor(pca.mean_))
+        self.register_buffer("basis", torch.tensor(pca.components_.T))
 
     def forward(self, images):                   # uint8 (N, c, h, w)
         x = to_float(images).flatten(1)
@@ -111,16 +112,16 @@ def evaluate(
         f"n must be {spec.classes} or more, one a class, got {n}")
     if len(test) < 2: raise ValueError(
         f"{spec.name} has {len(test)} test image: too few to compare with")
-    guided, calls = CFG(model, guidance), [0]
+    guided, calls, device = CFG(model, guidance), [0], device_of(model)
 
     def counted(x, t, y):                        # count evaluations an image
         calls[0] += len(x) * (1 if guidance == 1 else 2)
         return guided(x, t, y)
     y = torch.arange(n) % spec.classes
     noise = torch.randn(n, spec.channels, *spec.size,
-                        generator=generator_for(seed, 5))
-    fake = to_uint8(sample(counted, noise, y, solver, steps,
-                           batch_size=batch_size))
+                        generator=generator_for(seed, "evaluate"))
+    fake = to_uint8(sample(counted, noise.to(device), y.to(device), solver,
+                           steps, batch_size=batch_size)).cpu()
     settings = dict(guidance=guidance, solver=solver, steps=steps, seed=seed,
                     evaluations_a_sample=calls[0] / n)
     rows = []
@@ -132,9 +133,9 @@ def evaluate(
                      len(test)))
     features = PixelPCA(data.train)
     name = f"FID to training images ({features.num_features} PCA features)"
-    train = data.train.images
-    rows.append((name, fid(train, fake, features), n,
-                 fid(train, test.images, features), len(test)))
+    train, m = data.train.images, min(n, len(test))  # as many of each
+    rows.append((name, fid(train, fake[:m], features), m,
+                 fid(train, test.images[:m], features), m))
     keys = "metric", "value", "samples", "real", "real_samples"
     return {"settings": settings, "rows": [dict(zip(keys, r)) for r in rows]}
 

@@ -43,12 +43,12 @@ def null_label(model) -> int:  # the label that says nothing: num_classes
     try: return model.num_classes
     except AttributeError: raise ValueError(
         f"{type(model).__name__} has no attribute num_classes, so its null"
-        " label is not known: set it, or give null_label") from None
+        " label is not known: set num_classes on the model") from None
 
 
 def expand_time(t, x):
-    "Times (b,) shaped to multiply images (b, ...)"
-    return t.reshape(-1, *[1] * (x.ndim - 1))
+    "Times (b,) shaped to multiply images (b, ...), in their dtype"
+    return t.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 # %% ../nbs/08_flow.ipynb #src-flow
 class RectifiedFlow:
@@ -79,12 +79,13 @@ class RectifiedFlow:
         y: torch.Tensor = None,  # labels (b,) long
         generator: torch.Generator = None,  # for noise, times, label dropout
     ) -> tuple:  # losses (b,) and the times (b,) they were taken at
-        "Squared error of each image at a random time (SD3, equation 2)"
+        "Squared error of each image at a random time (Liu et al. 2023, eq. 1)"
         if not x.is_floating_point(): raise TypeError(
             f"expected float images in [-1, 1], got {x.dtype}: see `to_float`")
         noise = torch.randn(x.shape, generator=generator, device=x.device,
                             dtype=x.dtype)
-        t = self.t_dist(len(x), generator, x.device).to(x.dtype)
+        t = self.t_dist(len(x), generator, x.device)
+        if x.dtype == torch.float64: t = t.double()
         if y is not None and self.label_dropout > 0:
             y = drop_labels(y, self.label_dropout, null_label(model), generator)
         v = model(self.interpolate(x, noise, t), t, y)

@@ -22,11 +22,11 @@ class CFG:
         if not 0 <= scale < float("inf"): raise ValueError(
             f"guidance scale must be 0 or more (1 is off), got {scale}")
         self.model, self.scale = model, scale
-        self.null = null_label(model) if null is None else null
+        self.num_classes = null_label(model) if null is None else null
 
     def __call__(self, x, t, y=None):            # (b, c, h, w), (b,), (b,)
         if y is None or self.scale == 1: return self.model(x, t, y)
-        y = torch.cat([y, torch.full_like(y, self.null)])
+        y = torch.cat([y, torch.full_like(y, self.num_classes)])
         v = self.model(torch.cat([x, x]), torch.cat([t, t]), y)
         cond, null = v.chunk(2)
         return null + self.scale * (cond - null)

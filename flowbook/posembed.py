@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 # %% ../nbs/02_posembed.ipynb #src-sincos1
-def _frequencies(dim, base):
+def _frequencies(dim, base, device):
     "Angular speeds of `dim / 2` clocks, from 1 down to almost 1 / base"
-    return base ** (-torch.arange(0, dim, 2) / dim)
+    return base ** (-torch.arange(0, dim, 2, device=device) / dim)
 
 
 def sincos_1d(
@@ -22,7 +22,8 @@ def sincos_1d(
 ) -> torch.Tensor:  # (n, d): all sines, then all cosines
     "Sin-cos embedding of positions on a line (Vaswani et al. 2017, 3.5)"
     if dim % 2: raise ValueError(f"dim must be even, got {dim}")
-    angles = positions.float()[:, None] * _frequencies(dim, base)
+    speeds = _frequencies(dim, base, positions.device)
+    angles = positions.float()[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 # %% ../nbs/02_posembed.ipynb #src-sincos2
@@ -46,7 +47,8 @@ def rope_1d(
 ) -> torch.Tensor:  # angles (n, dim / 2)
     "Rotation angles of positions on a line (RoFormer, 3.2)"
     if dim % 2: raise ValueError(f"rotary dim must be even, got {dim}")
-    return positions.float()[:, None] * _frequencies(dim, base)
+    return positions.float()[:, None] * _frequencies(
+        dim, base, positions.device)
 
 
 def apply_rotary(
@@ -86,5 +88,5 @@ class AxialRope(nn.Module):
 
     def forward(self, rows, cols):               # cos, sin: (n, e / 2)
         if (rows, cols) == self.size: return self.cos, self.sin
-        angles = self.angles(rows, cols).to(self.cos)
-        return angles.cos(), angles.sin()
+        angles = self.angles(rows, cols)
+        return angles.cos().to(self.cos), angles.sin().to(self.sin)
