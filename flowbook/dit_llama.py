@@ -6,6 +6,9 @@
 __all__ = ['SwiGLU', 'DiTBlock', 'FinalLayer', 'DiTLlama']
 
 # %% ../nbs/06_dit_llama.ipynb #imports
+import io
+from contextlib import redirect_stdout
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
@@ -144,8 +147,9 @@ class DiTLlama(nn.Module, PyTorchModelHubMixin, library_name="flowbook",
 
     @classmethod
     def _from_pretrained(cls, *, strict=True, **kwargs):
-        "Refuse weights with missing or unknown names, unlike the mixin"
-        return super()._from_pretrained(strict=strict, **kwargs)
+        "Unlike the mixin: refuse missing or unknown names, print nothing"
+        with redirect_stdout(io.StringIO()):
+            return super()._from_pretrained(strict=strict, **kwargs)
 
     @classmethod
     def from_preset(

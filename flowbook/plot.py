@@ -64,7 +64,8 @@ def figure(
         fig = BookFigure(figsize=size, layout="constrained")
         axes = fig.subplots(rows, cols, **kwargs)
     for ax in fig.axes:  # ticks are made late, when the style is gone
-        ax.tick_params(colors=_ink, grid_color=_ink, grid_alpha=0.25)
+        ax.tick_params(which="both", colors=_ink, grid_color=_ink,
+                       grid_alpha=0.25)
     return fig, axes
 
 # %% ../nbs/91_plot.ipynb #src-show
