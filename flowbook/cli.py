@@ -37,14 +37,16 @@ _positive = _above(0, float, "a number above 0")
 
 # %% ../nbs/92_cli.ipynb #src-arguments
 def _train_arguments(p):
-    a = p.add_argument
+    a, either = p.add_argument, p.add_mutually_exclusive_group
+    length, old = either().add_argument, either().add_argument
     a("data", nargs="?", help="digits, mnist, fashion_mnist, cifar10, or a"
       " folder of pictures (default: digits, which needs no download)")
     a("--out", help="the run's folder (default: runs/DATA)")
-    a("--steps", type=_count, help="updates of the weights (default: 600 for"
-      " digits, 2000 for a folder; else see --epochs)")
-    a("--epochs", type=_positive, help="passes through the data, in place of"
-      " --steps (default: 8 for mnist and fashion_mnist, 30 for cifar10)")
+    length("--steps", type=_count, help="updates of the weights (default: 600"
+           " for digits, 2000 for a folder; else see --epochs)")
+    length("--epochs", type=_positive, help="passes through the data, in place"
+           " of --steps (default: 8 for mnist and fashion_mnist, 30 for"
+           " cifar10)")
     a("--batch-size", type=_count, help="images a step (default: 128 for"
       " digits and cifar10, else 64)")
     a("--lr", type=_positive, help="learning rate (default: 0.002)")
@@ -53,9 +55,9 @@ def _train_arguments(p):
       " and width (default: 4 for pictures like MNIST's, else 2)")
     a("--image-size", type=_count, help="crop the pictures of a folder to"
       " squares of this many pixels")
-    a("--resume", action="store_true", help="go on with the run in --out, with"
-      " its own settings; only --steps or --epochs may change")
-    a("--overwrite", action="store_true", help="replace the run in --out")
+    old("--resume", action="store_true", help="go on with the run in --out,"
+        " with its own settings; only --steps or --epochs may change")
+    old("--overwrite", action="store_true", help="replace the run in --out")
     a("--quiet", action="store_true", help="no progress bar")
 
 
@@ -132,8 +134,6 @@ def _out(args):
 
 def _steps(args, run, spec, n, batch_size):
     "Length of the run: as asked for, as before, or as the dataset needs"
-    if args.steps and args.epochs: raise ValueError(
-        "--steps and --epochs exclude each other: give one")
     if args.steps: return args.steps
     if not args.epochs and "steps" in run: return run["steps"]
     usual = _recipe(spec)
@@ -145,8 +145,6 @@ def _steps(args, run, spec, n, batch_size):
 def _resumed(args):
     "The config of the run to resume"
     file = _out(args) / "config.json"
-    if not file.exists(): raise FileNotFoundError(
-        f"nothing to resume in {file.parent}: it has no config.json")
     config = json.loads(file.read_text())
     run, name = config["run"], config["run"]["data"]["name"]
     asked = args.data
@@ -165,8 +163,9 @@ def _resumed(args):
 def _train(args):
     "Train a diffusion transformer, into a folder"
     from flowbook.data import load_data
-    from flowbook.train import Trainer
+    from flowbook.train import Trainer, claim_run
     out = _out(args)
+    claim_run(out, args.resume, args.overwrite)  # before any download
     config = _resumed(args) if args.resume else {}
     run, name = config.get("run", {}), args.data or "digits"
     data = load_data(name, size=args.image_size)
