@@ -25,7 +25,7 @@ def to_float(
         raise TypeError(f"expected uint8 images, got {images.dtype}")
     return images.float().div_(127.5).sub_(1)
 
-
+# %% ../nbs/90_data.ipynb #src-to-uint8
 def to_uint8(
     x: torch.Tensor,  # float, any shape, nominally in [-1, 1]
 ) -> torch.Tensor:  # uint8, same shape; what lies outside is clipped
@@ -95,7 +95,7 @@ class DataSpec:
     @property
     def classes(self) -> int: return len(self.names)
 
-
+# %% ../nbs/90_data.ipynb #src-data
 @dataclass(frozen=True)
 class Data:
     "A training and a test split, and what they contain"

@@ -37,7 +37,7 @@ def fit_classifier(
     judge = make_pipeline(pca, SVC(C=10)).fit(x, train.labels[i].numpy())
     return lambda images: torch.as_tensor(judge.predict(_flat(images)))
 
-
+# %% ../nbs/13_evaluate.ipynb #src-conditional-accuracy
 def conditional_accuracy(
     images: torch.Tensor,  # uint8 (N, c, h, w)
     labels: torch.Tensor,  # (N,), the classes that were asked for
@@ -48,7 +48,7 @@ def conditional_accuracy(
         f"{len(images)} images but {len(labels)} labels")
     return (classifier(images) == labels.cpu()).float().mean().item()
 
-# %% ../nbs/13_evaluate.ipynb #src-fid
+# %% ../nbs/13_evaluate.ipynb #src-pixel-pca
 class PixelPCA(nn.Module):
     "Features of an image: its leading principal components"
     def __init__(
@@ -70,7 +70,7 @@ class PixelPCA(nn.Module):
         x = to_float(images).flatten(1)
         return (x - self.mean) @ self.basis      # (N, f)
 
-
+# %% ../nbs/13_evaluate.ipynb #src-fid
 def fid(
     real: torch.Tensor,  # uint8 (N, c, h, w)
     fake: torch.Tensor,  # uint8 (M, c, h, w)
@@ -139,7 +139,7 @@ def evaluate(
     keys = "metric", "value", "samples", "real", "real_samples"
     return {"settings": settings, "rows": [dict(zip(keys, r)) for r in rows]}
 
-
+# %% ../nbs/13_evaluate.ipynb #src-as-table
 def as_table(
     result: dict,  # what evaluate returns
 ) -> str:  # a table in Markdown

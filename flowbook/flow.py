@@ -20,7 +20,7 @@ class uniform:
     def __call__(self, n, generator=None, device=None):
         return torch.rand(n, generator=generator, device=device)
 
-
+# %% ../nbs/08_flow.ipynb #src-logit-normal
 @dataclass(frozen=True)
 class logit_normal:
     "The sigmoid of a normal variable: middle times more often (SD3, 3.1)"

@@ -50,7 +50,7 @@ def rope_1d(
     return positions.float()[:, None] * _frequencies(
         dim, base, positions.device)
 
-
+# %% ../nbs/02_posembed.ipynb #src-apply-rotary
 def apply_rotary(
     x: torch.Tensor,  # queries or keys (b, h, n, e)
     cos: torch.Tensor,  # cosines of the angles (n, e / 2)

@@ -15,7 +15,7 @@ def uniform_grid(
     "Intervals of equal length"
     return torch.linspace(1, 0, steps + 1)
 
-
+# %% ../nbs/10_samplers.ipynb #src-check-grid
 def check_grid(ts: torch.Tensor) -> torch.Tensor:
     "A grid has to fall strictly from 1 to 0"
     if ts.ndim != 1 or len(ts) < 2 or ts[0] != 1 or ts[-1] != 0 or (
@@ -24,12 +24,12 @@ def check_grid(ts: torch.Tensor) -> torch.Tensor:
                          + ", ".join(f"{t:.4g}" for t in ts.flatten()[:12]))
     return ts
 
-# %% ../nbs/10_samplers.ipynb #src-steps
+# %% ../nbs/10_samplers.ipynb #src-euler
 def euler(v, x, t, s):
     "From time t to s along one slope; order 1, one evaluation"
     return x + (s - t) * v(x, t)
 
-
+# %% ../nbs/10_samplers.ipynb #src-heun
 def heun(v, x, t, s):
     "From time t to s by the mean of two slopes; order 2, two evaluations"
     a = v(x, t)
@@ -94,7 +94,7 @@ def trajectory(
         x = step(v, x, t, s)
         yield s, x
 
-
+# %% ../nbs/10_samplers.ipynb #src-sample
 def sample(
     model,  # velocity: model(x, t, y), same shape as x
     noise,  # noise (b, c, h, w), or a shape to draw
