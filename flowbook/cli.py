@@ -72,7 +72,7 @@ def _sampling_arguments(p, steps):
       " (default: 2)")
     a("--seed", type=_whole, default=0, help="of the noise (default: 0)")
 
-
+# %% ../nbs/92_cli.ipynb #src-sample-arguments
 def _sample_arguments(p):
     _sampling_arguments(p, steps=50)
     a = p.add_argument
@@ -131,7 +131,7 @@ def _out(args):
     name = Path(args.data or "digits").resolve().name
     return Path(args.out or f"runs/{name}")
 
-
+# %% ../nbs/92_cli.ipynb #src-steps
 def _steps(args, run, spec, n, batch_size):
     "Length of the run: as asked for, as before, or as the dataset needs"
     if args.steps: return args.steps
@@ -159,7 +159,7 @@ def _resumed(args):
     args.data, args.image_size = name, made["image_size"]
     return config
 
-
+# %% ../nbs/92_cli.ipynb #src-train-more
 def _train(args):
     "Train a diffusion transformer, into a folder"
     from flowbook.data import load_data
@@ -230,7 +230,7 @@ def _target(path, suffix):
         f"the folder {path.parent} does not exist: make it first")
     return path
 
-
+# %% ../nbs/92_cli.ipynb #src-sample-more
 def _sample(args):
     "Draw images from a run"
     import torch

@@ -91,7 +91,7 @@ def show_images(
     if title: ax.set_title(title, fontsize=11)
     return fig
 
-
+# %% ../nbs/91_plot.ipynb #src-show-strip
 def show_strip(
     images: torch.Tensor,  # (b, c, h, w) float in [-1, 1], a row of frames
     labels: list,  # b words, one under each frame

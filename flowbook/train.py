@@ -152,7 +152,7 @@ def claim_run(
         f"{out} exists already: resume it (--resume), replace it"
         " (--overwrite), or choose another folder (--out)")
 
-
+# %% ../nbs/12_train.ipynb #src-prepare
 @patch
 def _prepare(self: Trainer, model, precision):
     "Model, average and optimizer on their device"
@@ -299,7 +299,7 @@ def save(self: Trainer):
                "loss": self.mean_loss(), "losses": self.losses}
     atomic_write(self.out / "metrics.json", json.dumps(metrics).encode())
 
-
+# %% ../nbs/12_train.ipynb #src-restore
 @patch
 def _restore(self: Trainer):
     "Go back to the state in the run's folder"
@@ -375,7 +375,7 @@ def sample_classes(
     x = sample(CFG(model, guidance), noise, y, solver, steps, batch_size=100)
     return x.cpu(), y.cpu()
 
-
+# %% ../nbs/12_train.ipynb #src-smooth
 def smooth(values: list, n: int = 20) -> list:
     "Running mean over up to `n` values back"
     sums = torch.tensor([0.0, *values], dtype=torch.float64).cumsum(0)
