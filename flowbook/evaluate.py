@@ -134,8 +134,9 @@ def evaluate(
     features = PixelPCA(data.train)
     name = f"FID to training images ({features.num_features} PCA features)"
     train, m = data.train.images, min(n, len(test))  # as many of each
+    some = torch.randperm(len(test), generator=generator_for(seed, "test"))[:m]
     rows.append((name, fid(train, fake[:m], features), m,
-                 fid(train, test.images[:m], features), m))
+                 fid(train, test.images[some], features), m))
     keys = "metric", "value", "samples", "real", "real_samples"
     return {"settings": settings, "rows": [dict(zip(keys, r)) for r in rows]}
 
