@@ -10,6 +10,7 @@ __all__ = ['to_float', 'to_uint8', 'Split', 'generator_for', 'batch_indices', 'D
 import os
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -61,6 +62,7 @@ def generator_for(
     return torch.Generator(device).manual_seed(seed)
 
 
+@lru_cache(maxsize=2)  # a batch can touch two epochs
 def _permutation(n, seed, epoch):
     "The order in which epoch `epoch` visits `n` items"
     return torch.randperm(n, generator=generator_for(seed, "epoch", epoch))
