@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .data import generator_for, to_float, to_uint8
+from .flow import null_label
 from .guidance import CFG
 from .samplers import device_of, sample
 
@@ -112,18 +113,20 @@ def evaluate(
         f"n must be {spec.classes} or more, one a class, got {n}")
     if len(test) < 2: raise ValueError(
         f"{spec.name} has {len(test)} test image: too few to compare with")
-    guided, calls, device = CFG(model, guidance), [0], device_of(model)
+    calls, device = 0, device_of(model)
 
-    def counted(x, t, y):                        # count evaluations an image
-        calls[0] += len(x) * (1 if guidance == 1 else 2)
-        return guided(x, t, y)
+    def counted(x, t, y):                        # evaluations, image by image
+        nonlocal calls
+        calls += len(x)
+        return model(x, t, y)
+    guided = CFG(counted, guidance, null_label(model))
     y = torch.arange(n) % spec.classes
     noise = torch.randn(n, spec.channels, *spec.size,
                         generator=generator_for(seed, "evaluate"))
-    fake = to_uint8(sample(counted, noise.to(device), y.to(device), solver,
+    fake = to_uint8(sample(guided, noise.to(device), y.to(device), solver,
                            steps, batch_size=batch_size)).cpu()
     settings = dict(guidance=guidance, solver=solver, steps=steps, seed=seed,
-                    evaluations_a_sample=calls[0] / n)
+                    evaluations_a_sample=calls / n)
     rows = []
     if spec.classes > 1:
         judge = fit_classifier(data.train)
