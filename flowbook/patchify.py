@@ -9,14 +9,27 @@ __all__ = ['patchify', 'unpatchify', 'PatchEmbed', 'ConvStem']
 import torch
 from torch import nn
 
+# %% ../nbs/01_patchify.ipynb #src-check
+def _check_images(x, c=None):
+    "Raise unless `x` is (b, c, h, w), with `c` channels where given"
+    if x.ndim == 4 and c in (None, x.shape[1]): return
+    raise ValueError(f"expected images of shape (b, {c or 'c'}, h, w), got"
+                     f" {tuple(x.shape)}")
+
+
+def _check_patch_size(p):
+    "Raise unless `p` is a possible side of a patch"
+    if p < 1: raise ValueError(f"patch_size must be 1 or more, got {p}")
+
 # %% ../nbs/01_patchify.ipynb #src-patchify
 def patchify(
     x: torch.Tensor,  # images (b, c, h, w)
     patch_size: int,  # side p of a patch; divides h and w
 ) -> torch.Tensor:  # tokens (b, n, p*p*c), row by row; values in order p, p, c
     "Cut images into a sequence of flattened patches (ViT, section 3.1)"
-    b, c, h, w = x.shape
-    p = patch_size
+    _check_images(x)
+    _check_patch_size(patch_size)
+    (b, c, h, w), p = x.shape, patch_size
     if h % p or w % p:
         raise ValueError(f"image size {h}x{w} is not divisible by the patch"
                          f" size {p}: crop or pad the images, or choose"
@@ -32,9 +45,11 @@ def unpatchify(
     grid: tuple,  # (rows, columns) of patches; rows * columns = n
 ) -> torch.Tensor:  # images (b, c, rows*p, columns*p)
     "Put a sequence of patches back together: the inverse of `patchify`"
-    b, n, d = tokens.shape
-    p, (rows, cols) = patch_size, grid
-    if rows * cols != n or d % (p * p):
+    if tokens.ndim != 3:
+        raise ValueError("expected tokens of shape (b, n, p*p*c), got"
+                         f" {tuple(tokens.shape)}")
+    (b, n, d), p, (rows, cols) = tokens.shape, patch_size, grid
+    if min(p, rows, cols) < 1 or rows * cols != n or d % (p * p):
         raise ValueError(f"{n} tokens of {d} values don't make a {rows}x{cols}"
                          f" grid of {p}x{p} patches")
     x = tokens.reshape(b, rows, cols, p, p, -1)   # (b, H, W, p, p, c)
@@ -51,13 +66,12 @@ class PatchEmbed(nn.Module):
         dim: int,  # width d of a token
     ):
         super().__init__()
+        _check_patch_size(patch_size)
         self.in_channels, self.patch_size = in_channels, patch_size
         self.proj = nn.Linear(patch_size**2 * in_channels, dim)
 
     def forward(self, x):                        # (b, c, h, w)
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected images of shape (b, {self.in_channels}"
-                             f", h, w), got {tuple(x.shape)}")
+        _check_images(x, self.in_channels)
         return self.proj(patchify(x, self.patch_size))  # (b, n, d)
 
 # %% ../nbs/01_patchify.ipynb #src-stem
@@ -77,9 +91,6 @@ class ConvStem(nn.Module):
         self.embed = PatchEmbed(width, patch_size, dim)
 
     def forward(self, x):                        # (b, c, h, w)
-        if x.ndim != 4 or x.shape[1] != self.conv1.in_channels:
-            raise ValueError("expected images of shape (b, "
-                             f"{self.conv1.in_channels}, h, w), got"
-                             f" {tuple(x.shape)}")
+        _check_images(x, self.conv1.in_channels)
         x = self.act(self.conv2(self.act(self.conv1(x))))
         return self.embed(x)                     # (b, n, d)
