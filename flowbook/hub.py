@@ -61,9 +61,11 @@ def image_size(
 ) -> tuple:  # h, w
     "The size as a pair; refuse one that patches of this size do not tile"
     h, w = (size, size) if isinstance(size, int) else size
+    if h < 1 or w < 1: raise ValueError(
+        f"image size must be 1x1 or more, got {h}x{w}")
     if divisor < 1: raise ValueError(
         f"the patch size must be 1 or more, got {divisor}")
-    if h < 1 or w < 1 or h % divisor or w % divisor: raise ValueError(
+    if h % divisor or w % divisor: raise ValueError(
         f"image size {h}x{w} is not divisible by the patch size"
         f" {divisor}: choose one that divides both")
     return h, w
