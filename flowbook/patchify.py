@@ -36,7 +36,7 @@ def patchify(
                          " another patch size")
     x = x.reshape(b, c, h // p, p, w // p, p)     # (b, c, H, p, W, p)
     x = x.permute(0, 2, 4, 3, 5, 1)               # (b, H, W, p, p, c)
-    return x.reshape(b, -1, p * p * c)            # (b, n, p*p*c)
+    return x.flatten(3).flatten(1, 2)             # (b, n, p*p*c)
 
 # %% ../nbs/01_patchify.ipynb #src-unpatchify
 def unpatchify(
@@ -52,9 +52,9 @@ def unpatchify(
     if min(p, rows, cols) < 1 or rows * cols != n or d % (p * p):
         raise ValueError(f"{n} tokens of {d} values don't make a {rows}x{cols}"
                          f" grid of {p}x{p} patches")
-    x = tokens.reshape(b, rows, cols, p, p, -1)   # (b, H, W, p, p, c)
+    x = tokens.reshape(b, rows, cols, p, p, d // p**2)
     x = x.permute(0, 5, 1, 3, 2, 4)               # (b, c, H, p, W, p)
-    return x.reshape(b, -1, rows * p, cols * p)   # (b, c, h, w)
+    return x.flatten(4).flatten(2, 3)             # (b, c, h, w)
 
 # %% ../nbs/01_patchify.ipynb #src-embed
 class PatchEmbed(nn.Module):

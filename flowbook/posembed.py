@@ -25,7 +25,7 @@ def _angles(positions, dim, base):
 def sincos_1d(
     positions: torch.Tensor,  # (n,), any real numbers
     dim: int,  # features d, even
-    base: float = 10000.0,  # the slowest hand's period is about 2*pi*base
+    base: float = 10000.0,  # the slowest hand's period stays below 2*pi*base
 ) -> torch.Tensor:  # (n, d): all sines, then all cosines
     "Sin-cos embedding of positions on a line (Vaswani et al. 2017, 3.5)"
     angles = _angles(positions, dim, base)
@@ -93,8 +93,9 @@ def apply_rotary(
         raise ValueError(f"angles of shape {tuple(cos.shape)} don't fit queries"
                          f" or keys of shape {tuple(x.shape)}")
     a, b = x.chunk(2, dim=-1)
-    out = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return out.type_as(x)
+    first = torch.addcmul(a * cos, b, sin, value=-1)  # a cos - b sin
+    second = torch.addcmul(a * sin, b, cos)           # a sin + b cos
+    return torch.cat([first, second], dim=-1).type_as(x)
 
 # %% ../nbs/02_posembed.ipynb #src-axial
 class AxialRope(nn.Module):
