@@ -27,9 +27,17 @@ def fused_attention(
 # %% ../nbs/03_attention.ipynb #src-rms
 class RMSNorm(nn.RMSNorm):
     "Scale to unit root mean square (Zhang & Sennrich 2019, equation 4)"
+    def __init__(
+        self,
+        dim: int,  # features d, the last axis
+        eps: float = 1e-6,  # added to the root mean square
+        affine: bool = True,  # learn a gain for each feature?
+    ): super().__init__(dim, eps, elementwise_affine=affine)
+
     def forward(self, x):                        # (..., d)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        x = x * (x.shape[-1] ** 0.5 / (norm + self.eps))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        x = (x * (1 / (norm * x.shape[-1] ** -0.5 + self.eps))).type_as(x)
         return x if self.weight is None else x * self.weight
 
 # %% ../nbs/03_attention.ipynb #src-attention
@@ -43,18 +51,18 @@ class Attention(nn.Module):
         bias: bool = False,  # give the linear layers a bias?
     ):
         super().__init__()
-        if dim % num_heads: raise ValueError(
+        if num_heads < 1 or dim % num_heads: raise ValueError(
             f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, e = num_heads, dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.proj = nn.Linear(dim, dim, bias=bias)
-        self.q_norm = RMSNorm(e, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(e, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(e) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(e) if qk_norm else nn.Identity()
 
     def heads(self, x, rope=None):               # (b, n, d)
         "Queries, keys and values, each (b, h, n, e), normalised and turned"
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)     # each (b, h, n, e)
+        q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2))
         full = self.qkv.weight.dtype             # also inside autocast
         q, k = self.q_norm(q.to(full)), self.k_norm(k.to(full))
         if rope is not None:
@@ -79,22 +87,23 @@ class CrossAttention(nn.Module):
         qk_norm: bool = True,  # normalise queries and keys?
     ):
         super().__init__()
-        if dim % num_heads: raise ValueError(
+        if num_heads < 1 or dim % num_heads: raise ValueError(
             f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, e = num_heads, dim // num_heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.kv = nn.Linear(dim, 2 * dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
-        self.q_norm = RMSNorm(e, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(e, eps=1e-6) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(e) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(e) if qk_norm else nn.Identity()
 
     def forward(self, x, context):               # (b, n, d), (b, m, d)
-        if len(x) != len(context) or context.ndim != 3: raise ValueError(
-            f"expected a context of shape ({len(x)}, m, {x.shape[2]}), got"
-            f" {tuple(context.shape)}")
+        if context.ndim != 3 or context.shape[::2] != x.shape[::2]:
+            raise ValueError(
+                f"expected a context of shape ({len(x)}, m, {x.shape[2]}),"
+                f" got {tuple(context.shape)}")
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         kv = self.kv(context).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4)         # each (b, h, m, e)
+        k, v = (z.transpose(1, 2) for z in kv.unbind(2))
         q, k = (norm(z.to(self.q.weight.dtype)) for norm, z in
                 ((self.q_norm, q), (self.k_norm, k)))
         return self.proj(fused_attention(q, k, v))  # (b, n, d)
