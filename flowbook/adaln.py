@@ -86,7 +86,7 @@ def drop_labels(
     y: torch.Tensor,  # labels (b,)
     p: float,  # probability of hiding each one, 0 to 1
     null_label: int,  # what hidden ones become: the number of classes
-    generator: torch.Generator = None,
+    generator: torch.Generator = None,  # on the device of y; None: the global
 ) -> torch.Tensor:  # labels (b,)
     "Hide each label with probability `p`, independently"
     if not 0 <= p <= 1: raise ValueError(f"p must be 0 to 1, got {p}")
