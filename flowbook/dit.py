@@ -76,7 +76,7 @@ class FinalLayer(nn.Module):
 
 # %% ../nbs/05_dit.ipynb #src-init
 def init_dit(
-    model: nn.Module,  # anything made of the parts of this book
+    model: nn.Module,  # with time, label; its zeros in AdaLNZero and FinalLayer
 ) -> None:
     "Initialise in place as the official implementation does"
     for m in model.modules():
@@ -169,9 +169,10 @@ class DiT(HubModel, library_name="flowbook", license="apache-2.0",
 # %% ../nbs/05_dit.ipynb #src-config
 def _config_of(state):
     "Arguments of `DiT` that can be read off an official checkpoint"
-    if "x_embedder.proj.weight" not in state: raise ValueError(
-        "not the weights of an official DiT: expected names such as"
-        f" x_embedder.proj.weight, got {', '.join(list(state)[:3])}, ...")
+    missing = {"x_embedder.proj.weight", "pos_embed"} - state.keys()
+    if missing: raise ValueError(
+        f"not the weights of an official DiT: {', '.join(sorted(missing))}"
+        f" missing; the names begin with {', '.join(list(state)[:3])}")
     d, c, p, _ = state["x_embedder.proj.weight"].shape
     heads = {width: h for width, _, h in _sizes.values()}
     return dict(
@@ -200,8 +201,11 @@ def from_official(
     if config["num_heads"] is None: raise ValueError(
         f"width {config['dim']} is no published size: pass num_heads")
     model, state = cls(**config), dict(state)
-    pos = state.pop("pos_embed")[0]
-    if not torch.allclose(pos, model.pos.to(pos), atol=1e-4): raise ValueError(
+    pos = state.pop("pos_embed")[0].to(model.pos)
+    if pos.shape != model.pos.shape: raise ValueError(
+        f"positions of shape {tuple(pos.shape)} don't fit an input_size of"
+        f" {model.input_size}, which needs {tuple(model.pos.shape)}")
+    if not torch.allclose(pos, model.pos, atol=1e-2): raise ValueError(
         "the stored positions are not the sin-cos table of DiT")
     kernel = state["x_embedder.proj.weight"].permute(0, 2, 3, 1)
     state["x_embedder.proj.weight"] = kernel.flatten(1)
