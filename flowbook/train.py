@@ -322,7 +322,7 @@ def load_run(
     run: str,  # the folder of a run
 ) -> tuple:  # the model with averaged weights, and config.json as a dict
     "Open what `Trainer` wrote"
-    from flowbook.dit_llama import DiTLlama
+    from flowbook import DiT, DiTLlama, UNet
     run = Path(run)
     if not (run / "config.json").exists(): raise FileNotFoundError(
         f"{run} is not a run: it has no config.json; train one with"
@@ -334,10 +334,11 @@ def load_run(
     except ValueError as e: raise ValueError(
         f"{run}/config.json is damaged ({e})") from e
     args = {k: v for k, v in config.items() if k not in ("model", "run")}
-    if config.get("model") != "DiTLlama": raise ValueError(
-        f"{run} holds a {config.get('model')}, not a DiTLlama: build it and"
-        " load model.safetensors yourself")
-    model = DiTLlama(**args)
+    classes = {c.__name__: c for c in (DiT, DiTLlama, UNet)}
+    if config.get("model") not in classes: raise ValueError(
+        f"{run} holds a {config.get('model')}, not a {', '.join(classes)}:"
+        " build it and load model.safetensors yourself")
+    model = classes[config["model"]](**args)
     try: model.load_state_dict(load_file(run / "model.safetensors"))
     except (SafetensorError, RuntimeError) as e: raise ValueError(
         f"{run}/model.safetensors is damaged or of another model ({e}):"
