@@ -89,7 +89,8 @@ class RectifiedFlow:
         if y is not None and self.label_dropout > 0:
             y = drop_labels(y, self.label_dropout, null_label(model), generator)
         v = model(self.interpolate(x, noise, t), t, y)
-        error = F.mse_loss(v.float(), self.target(x, noise).float(),
+        wide = torch.promote_types(x.dtype, torch.float32)
+        error = F.mse_loss(v.to(wide), self.target(x, noise).to(wide),
                            reduction="none")
         return error.flatten(1).mean(1), t
 
