@@ -42,7 +42,8 @@ GRIDS = {"uniform": uniform_grid}
 
 # %% ../nbs/10_samplers.ipynb #src-lookup
 def device_of(model) -> torch.device:  # the CPU for what has no parameters
-    "The device that a model's inputs have to be on"
+    "The device that a model's inputs have to be on, also if it is wrapped"
+    while hasattr(model, "model"): model = model.model
     parameters = getattr(model, "parameters", lambda: iter(()))
     first = next(iter(parameters()), None)
     return torch.device("cpu") if first is None else first.device
