@@ -19,7 +19,8 @@ def fused_attention(
     v: torch.Tensor,  # values (b, h, m, e)
 ) -> torch.Tensor:  # mixtures (b, n, h * e), in the precision of v
     "Attention of all heads, side by side (Vaswani et al. 2017, 3.2)"
-    fast = v.dtype if v.is_cuda else torch.promote_types(v.dtype, torch.float)
+    fast = v.dtype
+    if v.device.type == "cpu": fast = torch.promote_types(fast, torch.float)
     with torch.autocast("cpu", enabled=False):
         x = F.scaled_dot_product_attention(q.to(fast), k.to(fast), v.to(fast))
     return x.transpose(1, 2).flatten(2).to(v.dtype)

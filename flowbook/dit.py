@@ -233,6 +233,12 @@ def from_diffusers(
     **overrides,  # arguments of the class, in place of the module's
 ) -> DiT:
     "DiT from the one of diffusers, with its two other constants"
+    wanted = dict(activation_fn="gelu-approximate", attention_bias=True,
+                  norm_elementwise_affine=False)
+    config = getattr(module, "config", {})
+    wrong = {k: config.get(k) for k in wanted if config.get(k) != wanted[k]}
+    if wrong: raise ValueError(
+        f"not a DiT of diffusers: expected {wanted}, got {wrong}")
     state = {"pos_embed": module.pos_embed.pos_embed}
     for name, value in module.state_dict().items():
         for old, new in _diffusers: name = name.replace(old, new)
@@ -246,6 +252,6 @@ def from_diffusers(
             at = f"blocks.{i}.attn1.to_"
             parts = [state.pop(f"{at}{z}.{end}") for z in "qkv"]
             state[f"blocks.{i}.attn.qkv.{end}"] = torch.cat(parts)
-    config = dict(num_heads=module.config.num_attention_heads, freq_shift=1,
-                  mlp_eps=module.config.norm_eps)
-    return cls.from_official(state, **config | overrides)
+    known = dict(num_heads=config.num_attention_heads, freq_shift=1,
+                 mlp_eps=config.norm_eps)
+    return cls.from_official(state, **known | overrides)
