@@ -127,14 +127,6 @@ def _mlp(dim, ratio):
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(),
                          nn.Linear(hidden, dim))
 
-
-def _check_condition(x, c):
-    "Refuse condition tokens that don't go with the tokens"
-    if c.ndim != 3 or (len(c), c.shape[2]) != (len(x), x.shape[2]):
-        raise ValueError(
-            f"expected condition tokens of shape ({len(x)}, m, {x.shape[2]}),"
-            f" got {tuple(c.shape)}")
-
 # %% ../nbs/04_adaln.ipynb #src-incontext
 class InContextBlock(nn.Module):
     "Transformer block that reads the condition as extra tokens (DiT, 3.2)"
@@ -152,7 +144,9 @@ class InContextBlock(nn.Module):
         self.mlp = _mlp(dim, mlp_ratio)
 
     def forward(self, x, c):                     # (b, n, d), (b, m, d)
-        _check_condition(x, c)
+        if c.ndim != 3 or c.shape[::2] != x.shape[::2]: raise ValueError(
+            f"expected condition tokens of shape ({len(x)}, m, {x.shape[2]}),"
+            f" got {tuple(c.shape)}")
         h = torch.cat([x, c], dim=1)             # (b, n + m, d)
         h = h + self.attn(self.norm1(h))
         h = h + self.mlp(self.norm2(h))
@@ -177,7 +171,6 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = _mlp(dim, mlp_ratio)
 
     def forward(self, x, c):                     # (b, n, d), (b, m, d)
-        _check_condition(x, c)
         x = x + self.attn(self.norm1(x))
         x = x + self.cross(self.norm2(x), c)
         return x + self.mlp(self.norm3(x)), c    # c as it came
