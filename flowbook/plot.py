@@ -30,6 +30,17 @@ def image_grid(
     for dim in (2, 3): pixels = pixels.repeat_interleave(scale, dim)
     return to_pil_image(make_grid(pixels, ncol, padding=2, pad_value=128))
 
+# %% ../nbs/91_plot.ipynb #src-colour
+def _without_colour(png):
+    "The same picture as grey and alpha, half the bytes, if it has no colour"
+    from PIL import Image, ImageChops
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    r, g, b, _ = image.split()
+    if any(ImageChops.difference(r, c).getbbox() for c in (g, b)): return png
+    out = io.BytesIO()
+    image.convert("LA").save(out, "PNG", optimize=True)
+    return out.getvalue()
+
 # %% ../nbs/91_plot.ipynb #src-figure
 _ink = "#808080"
 _colors = ["#3b82c4", "#d9742b", "#3f9c5a", "#b65fb0", "#c94f4f", "#8a8f2a"]
@@ -57,7 +68,7 @@ def figure(
         def _repr_png_(self):
             out = io.BytesIO()
             self.savefig(out, format="png", dpi=100, bbox_inches="tight")
-            return out.getvalue()
+            return _without_colour(out.getvalue())
 
     style = {**_style, "axes.prop_cycle":
              cycler(linestyle=["-", "--"]) * cycler(color=_colors)}
