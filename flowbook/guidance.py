@@ -22,8 +22,9 @@ def extrapolate(
 # %% ../nbs/11_guidance.ipynb #src-check-scale
 def _check_scale(scale):
     "A scale is a number from 0 on"
-    if not 0 <= scale < float("inf"): raise ValueError(
-        f"guidance scale must be 0 or more (1 is off), got {scale}")
+    if not isinstance(scale, (int, float)) or not 0 <= scale < float("inf"):
+        raise ValueError(
+            f"guidance scale must be 0 or more (1 is off), got {scale}")
     return scale
 
 # %% ../nbs/11_guidance.ipynb #src-rescaled
@@ -54,28 +55,36 @@ class CFG:
         interval: tuple = (0.0, 1.0),  # when to guide; if not all, t is read
         rescale: float = 0.0,  # share of contrast brought back, 0 to 1
     ):
-        low, high = interval
-        if not 0 <= low <= high <= 1: raise ValueError(
+        if not isinstance(interval, (tuple, list)) or len(interval) != 2 or (
+                not 0 <= interval[0] <= interval[1] <= 1): raise ValueError(
             f"interval must be two rising times in 0 to 1, got {interval}")
         if not 0 <= rescale <= 1: raise ValueError(
             f"rescale must be 0 to 1, got {rescale}")
         self.model, self.scale = model, _check_scale(scale)
-        self.interval, self.rescale = (low, high), rescale
-        self.num_classes = null_label(model) if null is None else null
+        self.interval, self.rescale = tuple(interval), rescale
+        self.null = null_label(model) if null is None else null
+        if null is None and self.null == 0: raise ValueError(
+            f"{type(model).__name__} is unconditional (num_classes is 0):"
+            " there is nothing to guide by")
 
     def __call__(self, x, t, y=None):            # (b, c, h, w), (b,), (b,)
         if y is None or self.scale == 1: return self.model(x, t, y)
         (low, high), n, i = self.interval, len(x), slice(None)
         some = (low, high) != (0, 1)
-        if some: i = ((t >= low) & (t <= high)).nonzero().flatten()
-        none = torch.full_like(y[i], self.num_classes)
+        if some:
+            now = t.float()                      # .3 may be .30000000000000004
+            i = ((now >= low) & (now <= high)).nonzero().flatten()
+        none = torch.full_like(y[i], self.null)
         v = self.model(torch.cat([x, x[i]]), torch.cat([t, t[i]]),
                        torch.cat([y, none]))
         cond, null = v[:n], v[n:]
         v = extrapolate(null, cond[i], self.scale)
         if self.rescale and len(v):
             v = rescaled(v, cond[i], x[i], t[i], self.rescale)
-        return cond.index_copy(0, i, v) if some else v
+        if not some: return v
+        out = cond.clone()
+        out[i] = v
+        return out
 
 # %% ../nbs/11_guidance.ipynb #src-auto
 class AutoGuidance:

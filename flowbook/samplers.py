@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'SOLVERS', 'uniform_grid', 'check_grid', 'quadratic_grid', 'cosine_grid', 'logit_normal_grid', 'shift_grid',
-           'edm_grid', 'euler', 'midpoint', 'heun', 'rk4', 'AB2', 'alpha_sigma', 'DPM2M', 'DDIM', 'noise_like',
+           'edm_grid', 'euler', 'midpoint', 'heun', 'rk4', 'AB2', 'alpha_sigma', 'DPM2M', 'noise_like', 'DDIM',
            'EulerMaruyama', 'StochasticHeun', 'HeunEuler', 'Dopri5', 'device_of', 'check_walk', 'integrate',
            'trajectory', 'sample', 'Counted', 'divergence', 'log_likelihood']
 
@@ -16,7 +16,8 @@ from functools import partial
 
 import torch
 
-from .flow import Path, endpoints, linear, null_label, shift_time
+from .flow import (Path, check_labels, check_path, check_shape,
+                           endpoints, linear, shift_time)
 
 # %% ../nbs/10_samplers.ipynb #src-grid
 def uniform_grid(
@@ -174,6 +175,8 @@ class DPM2M:
     "DPM-Solver++(2M): order 2, one evaluation a step (Lu et al. 2022)"
     path: Path = linear()  # the one the model's velocity belongs to
 
+    def __post_init__(self): check_path(self.path)
+
     def walk(self, v, x, ts, generator=None):
         _falling(ts, self)
         def log_ratio(a, s): return math.log(a / s) if a > 0 < s else math.inf
@@ -191,12 +194,23 @@ class DPM2M:
             last, before = x0, now
             yield x
 
+# %% ../nbs/10_samplers.ipynb #src-dice
+def noise_like(x: torch.Tensor, generator: torch.Generator = None):
+    "Fresh noise in the shape, type and place of x"
+    return torch.randn(x.shape, generator=generator, device=x.device,
+                       dtype=x.dtype)
+
 # %% ../nbs/10_samplers.ipynb #src-ddim
 @dataclass(frozen=True)
 class DDIM:
     "Predict picture and noise, mix them at the next time (Song et al. 2021)"
     eta: float = 0.0  # share of fresh noise; 1 is DDPM's ancestral sampler
     path: Path = linear()  # the one the model's velocity belongs to
+
+    def __post_init__(self):
+        check_path(self.path)
+        if isinstance(self.eta, Path) or not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be 0 to 1, got {self.eta}")
 
     def walk(self, v, x, ts, generator=None):
         _falling(ts, self)
@@ -210,18 +224,17 @@ class DDIM:
             if fresh: x = x + fresh * noise_like(x, generator)
             yield x
 
-# %% ../nbs/10_samplers.ipynb #src-dice
-def noise_like(x: torch.Tensor, generator: torch.Generator = None):
-    "Fresh noise in the shape, type and place of x"
-    return torch.randn(x.shape, generator=generator, device=x.device,
-                       dtype=x.dtype)
-
 # %% ../nbs/10_samplers.ipynb #src-maruyama
 @dataclass(frozen=True)
 class EulerMaruyama:
     "Euler's step and fresh noise, balanced by the score (Ma et al. 2024)"
     strength: float = 1.0  # k: 0 is Euler, larger adds and removes more
     path: Path = linear()  # the one the model's velocity belongs to
+
+    def __post_init__(self):
+        check_path(self.path)
+        if isinstance(self.strength, Path) or not self.strength >= 0:
+            raise ValueError(f"strength must be 0 or more, got {self.strength}")
 
     def drift(self, v, x, t):
         a = v(x, t)
@@ -274,14 +287,28 @@ def _worst(error, x, new, rtol, atol):
     scale = atol + rtol * torch.maximum(x.abs(), new.abs())
     return (error / scale).flatten(1).square().mean(1).max().sqrt().item()
 
+# %% ../nbs/10_samplers.ipynb #src-tolerance
+@dataclass(frozen=True)
+class _Adaptive:
+    "What solvers with a tolerance have in common"
+    rtol: float
+    atol: float
+    max_evals: int = 1000
+    adaptive = True
+
+    def __post_init__(self):
+        if not (self.rtol >= 0 and self.atol > 0 and self.max_evals >= 1):
+            raise ValueError(
+                "expected rtol 0 or more, atol above 0 and max_evals 1 or"
+                f" more, got {self.rtol}, {self.atol} and {self.max_evals}")
+
 # %% ../nbs/10_samplers.ipynb #src-heun-euler
 @dataclass(frozen=True)
-class HeunEuler:
+class HeunEuler(_Adaptive):
     "Heun's step, as long as its distance to Euler's is within tolerance"
     rtol: float = 1e-2  # tolerated error, relative to the state
     atol: float = 1e-2  # and absolute, in units of the pixels
     max_evals: int = 1000  # evaluations before it gives up
-    adaptive = True
 
     def walk(self, v, x, ts, generator=None):
         v, h = _limited(v, self.max_evals), abs(ts[-1] - ts[0]) / 20
@@ -301,23 +328,23 @@ class HeunEuler:
 
 # %% ../nbs/10_samplers.ipynb #src-dopri5
 @dataclass(frozen=True)
-class Dopri5:
+class Dopri5(_Adaptive):
     "Dormand and Prince's 5(4) by torchdiffeq (Chen et al. 2018)"
     rtol: float = 1e-4  # tolerated error, relative to the state
     atol: float = 1e-4  # and absolute, in units of the pixels
     max_evals: int = 1000  # evaluations before it gives up
-    adaptive = True
 
     def walk(self, v, x, ts, generator=None):
         from torchdiffeq import odeint
         v = _limited(v, self.max_evals)
         def worst(error): return error.flatten(1).square().mean(1).max().sqrt()
-        times = torch.tensor(ts, dtype=torch.float64, device=x.device)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        times = torch.tensor(ts, dtype=wide, device=x.device)
         yield from odeint(
             lambda t, x: v(x, t.item()), x, times, rtol=self.rtol,
             atol=self.atol, method="dopri5",
-            options=dict(norm=worst, dtype=torch.float64,
-                         step_t=times[-1:]))[1:]  # not beyond the end
+            options=dict(norm=worst, dtype=wide, step_t=times[-1:],
+                         first_step=abs(ts[-1] - ts[0]) / 20))[1:]
 
 
 SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4,
@@ -347,31 +374,22 @@ def _lookup(kind, name, table):
     return name
 
 
-def _labels(model, noise, y):
-    "Refuse labels that don't fit"
-    if y is None: return
-    if y.shape != noise.shape[:1]: raise ValueError(
-        f"expected one label an image, shape ({noise.shape[0]},), got"
-        f" {tuple(y.shape)}")
-    try: classes = null_label(model)
-    except ValueError: return                    # it does not say
-    if not classes: raise ValueError(
-        f"{type(model).__name__} is unconditional (num_classes is"
-        f" {classes}), but labels were given: pass y=None")
-
-
 def check_walk(model, noise, y, solver, steps, grid, generator=None):
     "Noise, solver and times, as `sample` takes them; or an error"
     solver, make_grid = _lookup("solver", solver, SOLVERS), _lookup(
         "grid", grid, GRIDS)
     if not isinstance(steps, int) or steps < 1: raise ValueError(
         f"steps must be a whole number, 1 or more, got {steps}")
-    ts = check_grid(make_grid(steps)).tolist()
-    if not torch.is_tensor(noise):
+    ts = check_grid(torch.as_tensor(make_grid(steps))).tolist()
+    if isinstance(noise, (tuple, list)):
         device = generator.device if generator else None
         noise = torch.randn(*noise, generator=generator, device=device)
+        noise = noise.to(device_of(model))
+    if not torch.is_tensor(noise) or not noise.is_floating_point():
+        raise TypeError("expected a float tensor (b, c, h, w) or its shape, got"
+                        f" {getattr(noise, 'dtype', repr(noise))}")
     if not len(noise): raise ValueError("no noise, no images: got 0")
-    _labels(model, noise, y)
+    check_labels(model, noise, y)
     return noise, solver, ts
 
 # %% ../nbs/10_samplers.ipynb #src-integrate
@@ -391,14 +409,14 @@ def integrate(
     if signs not in ({1}, {-1}) or min(ts) < 0 or max(ts) > 1: raise ValueError(
         "expected two or more times between 0 and 1, all rising or all"
         f" falling, got {', '.join(f'{t:.4g}' for t in ts[:12])}")
-    _labels(model, x, y)
+    check_labels(model, x, y)
     wide = torch.promote_types(x.dtype, torch.float32)
 
     def v(x, t):                                 # one time for all images
         time = torch.full((x.shape[0],), t, dtype=wide, device=x.device)
         with nullcontext() if autocast is None else torch.autocast(
                 x.device.type, autocast):
-            return model(x, time, y).to(x.dtype)
+            return check_shape(model(x, time, y), x).to(x.dtype)
     walk = getattr(solver, "walk", partial(_walk, solver))(v, x, ts,
                                                            generator)
     yield ts[0], x
@@ -494,7 +512,9 @@ def divergence(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         out = v(x)
-        if not out.requires_grad: return out, x.new_zeros(x.shape[0])
+        if not out.requires_grad: raise ValueError(
+            "the velocity has no gradient with respect to x: is the model"
+            " wrapped in no_grad, or is this inference_mode?")
         def pull(r): return torch.autograd.grad(
             out, x, r, retain_graph=True, materialize_grads=True)[0]
         if probes is not None:
@@ -517,7 +537,10 @@ def log_likelihood(
     generator: torch.Generator = None,  # draws the signs
 ) -> torch.Tensor:  # log p(x) in nats, (b,)
     "Log-likelihood under the flow (Chen et al. 2018, eq. 8)"
-    x, _, ts = check_walk(model, x, y, solver, steps, grid)
+    if not torch.is_tensor(x): raise TypeError(
+        f"expected data as a tensor (b, ...), got {x!r}")
+    x, solver, ts = check_walk(model, x, y, solver, steps, grid)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     b, d = x.shape[0], x[0].numel()
     if probes < 0: raise ValueError(f"probes must be 0 or more, got {probes}")
     signs = None if probes == 0 else torch.randint(
