@@ -66,7 +66,11 @@ def _sampling_arguments(p, steps):
     a("run", help="the folder of a run, as `flowbook train` writes it")
     a("--steps", type=_count, default=steps, help="intervals from noise to"
       " data (default: %(default)s); heun evaluates the model twice in each")
-    a("--solver", default="heun", help="euler or heun (default: heun)")
+    a("--solver", default="heun", help="euler, midpoint, heun, rk4, ab2,"
+      " dpm2m, ddim, ancestral, euler_maruyama, stochastic_heun, heun_euler"
+      " or dopri5 (default: heun)")
+    a("--grid", default="uniform", help="uniform, quadratic, cosine,"
+      " logit_normal, shift or edm (default: uniform)")
     a("--guidance", type=_above(-1e-9, float, "a number, 0 or more"),
       default=2.0, help="scale of classifier-free guidance; 1 is off"
       " (default: 2)")
@@ -235,6 +239,7 @@ def _sample(args):
     "Draw images from a run"
     import torch
 
+    from flowbook.data import generator_for
     from flowbook.guidance import CFG
     from flowbook.plot import image_grid, save_gif
     from flowbook.samplers import trajectory
@@ -246,12 +251,13 @@ def _sample(args):
     gif = args.gif and _target(args.gif, ".gif")
     model = _on_device(model)
     x, _ = sample_classes(model, spec, args.n, classes, args.guidance,
-                          args.solver, args.steps, args.seed)
+                          args.solver, args.steps, args.seed, args.grid)
     image_grid(x, args.n).save(out)
     if gif:
         start = class_noise(model, spec, args.n, classes, args.seed)
+        dice = generator_for(args.seed, "solver", device=start[0].device)
         walk = trajectory(CFG(model, args.guidance), *start, args.solver,
-                          args.steps)
+                          args.steps, args.grid, dice)
         save_gif(torch.stack([x for _, x in walk]), gif, args.n)
     print(f"{len(x)} images, a row a class: {out}" + (f" {gif}" if gif else ""))
 
@@ -265,7 +271,7 @@ def _evaluate(args):
     data = load_data(config["run"]["data"]["name"],
                      size=config["run"].get("image_size"))
     result = evaluate(_on_device(model), data, args.n, args.guidance,
-                      args.solver, args.steps, args.seed)
+                      args.solver, args.steps, args.seed, args.grid)
     text = as_table(result)
     folder = Path(args.run)
     atomic_write(folder / "evaluation.json", json.dumps(result).encode())

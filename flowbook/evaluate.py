@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from .data import generator_for, to_float, to_uint8
-from .flow import null_label
 from .guidance import CFG
-from .samplers import device_of, sample
+from .samplers import Counted, device_of, sample
 
 # %% ../nbs/13_evaluate.ipynb #src-classifier
 def _flat(images):
@@ -102,9 +101,10 @@ def evaluate(
     data,  # what load_data returns
     n: int = 1000,  # samples, an equal number of each class
     guidance: float = 2.0,  # scale of CFG: 1 is off
-    solver: str = "heun",
+    solver: str = "heun",  # a name in SOLVERS
     steps: int = 20,  # intervals; heun evaluates the model twice in each
     seed: int = 0,  # of the noise
+    grid: str = "uniform",  # a name in GRIDS
     batch_size: int = 100,  # samples at a time
 ) -> dict:  # settings, and rows: metric, value, samples, real, real_samples
     "Conditional accuracy and FID, each beside its value on real test images"
@@ -113,20 +113,15 @@ def evaluate(
         f"n must be {spec.classes} or more, one a class, got {n}")
     if len(test) < 2: raise ValueError(
         f"{spec.name} has {len(test)} test image: too few to compare with")
-    calls, device = 0, device_of(model)
-
-    def counted(x, t, y):                        # evaluations, image by image
-        nonlocal calls
-        calls += len(x)
-        return model(x, t, y)
-    guided = CFG(counted, guidance, null_label(model))
+    device, counted = device_of(model), Counted(model)
     y = torch.arange(n) % spec.classes
     noise = torch.randn(n, spec.channels, *spec.size,
                         generator=generator_for(seed, "evaluate"))
-    fake = to_uint8(sample(guided, noise.to(device), y.to(device), solver,
-                           steps, batch_size=batch_size)).cpu()
-    settings = dict(guidance=guidance, solver=solver, steps=steps, seed=seed,
-                    evaluations_a_sample=calls / n)
+    fake = to_uint8(sample(
+        CFG(counted, guidance), noise.to(device), y.to(device), solver, steps,
+        grid, generator_for(seed, "solver", device=device), batch_size)).cpu()
+    settings = dict(guidance=guidance, solver=solver, grid=grid, steps=steps,
+                    seed=seed, evaluations_a_sample=counted.images / n)
     rows = []
     if spec.classes > 1:
         judge = fit_classifier(data.train)

@@ -367,13 +367,16 @@ def sample_classes(
     n: int = 10,  # images a class
     classes: list = None,  # which classes; None: all, ten at most
     guidance: float = 2.0,  # scale of CFG: 1 is off
-    solver: str = "heun",
+    solver="heun",  # as in sample
     steps: int = 20,  # intervals; heun evaluates the model twice in each
     seed: int = 0,  # of the noise
+    grid="uniform",  # as in sample
 ) -> tuple:  # images (classes * n, c, h, w) and their labels, on the CPU
     "Samples of each class, class by class"
     noise, y = class_noise(model, spec, n, classes, seed)
-    x = sample(CFG(model, guidance), noise, y, solver, steps, batch_size=100)
+    dice = generator_for(seed, "solver", device=noise.device)
+    x = sample(CFG(model, guidance), noise, y, solver, steps, grid, dice,
+               batch_size=100)
     return x.cpu(), y.cpu()
 
 # %% ../nbs/12_train.ipynb #src-smooth
