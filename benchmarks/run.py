@@ -7,8 +7,10 @@ so for all of them. A ratio is the median, over the rounds, of the reference's
 time divided by the contestant's in the same round: above 1 is faster.
 """
 import argparse
+import multiprocessing
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -194,6 +196,58 @@ def sampling(args, ceiling):
         {name: partial(work, steps=1) for name, work in runs.items()})
 
 
+def overhead(args, ceiling):
+    "What `sample` and `CFG` add to the bare calls of the model"
+    d, b, steps = args.device, args.batch or 64, 20
+    noise = torch.randn(b, 1, 28, 28, device=d)
+    y = torch.arange(b, device=d) % 10
+    model = DiTLlama(1, 28, 2, 64, 6, 4, stem_width=16).to(d).eval()
+    times = [torch.full((b,), 1 - i / steps, device=d) for i in range(steps)]
+    double = [torch.cat([a, a]) for a in (noise, y)]
+    @torch.no_grad()
+    def bare(x, y):
+        for t in times: model(x, t.repeat(len(x) // b), y)
+    def ours(model): sample(model, noise, y, "euler", steps)
+    what = f"{steps} evaluations of {b} images"
+    rows = Timer(d, args.repeats).table(
+        f"Sampling: {what}",
+        {"the model's calls alone": partial(bare, noise, y),
+         "sample, Euler": partial(ours, model)}, ceiling)
+    return rows + Timer(d, args.repeats).table(
+        f"Guided sampling: {what}, doubled",
+        {"the model's calls alone, doubled batch": partial(bare, *double),
+         "sample with CFG, Euler": partial(ours, CFG(model, 2.0))}, ceiling)
+
+
+def peak_memory(device, n, batch_size):
+    "Peak MiB above the start of one portion, and of `n` images in portions"
+    model = DiTLlama.from_preset("digits").to(device).eval()
+    def now():
+        if device == "cuda": return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    def draw(n):
+        noise = torch.randn(n, 1, 8, 8, device=device)
+        y = torch.arange(n, device=device) % 10
+        sample(CFG(model, 2.0), noise, y, steps=5, batch_size=batch_size)
+        return now()
+    draw(10)                                     # libraries are loaded now
+    start = now()
+    return draw(batch_size) - start, draw(n) - start
+
+
+def memory(args, ceiling):
+    "2,000 digits in portions against one portion, in a fresh process"
+    n, batch_size = 2000, args.batch or 500
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        one, many = pool.apply(peak_memory, (args.device, n, batch_size))
+    rows = [f"\n## Memory of {n} guided digits in portions of {batch_size}\n",
+            "| | peak MiB above the start | ratio |", "|---|---|---|",
+            f"| one portion | {one:.0f} | 1.00 |",
+            f"| all | {many:.0f} | {many / one:.2f} |"]
+    print("\n".join(rows), flush=True)
+    return rows
+
+
 def machine(device):
     "The machine, named by its parts"
     parts = [f"torch {torch.__version__}",
@@ -206,7 +260,8 @@ def machine(device):
 
 
 def main():
-    tables = {f.__name__: f for f in (llama, dit, sampling)}
+    tables = {f.__name__: f for f in
+              (llama, dit, sampling, overhead, memory)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minrf", default="../minRF", help="its checkout")
     parser.add_argument("--only", choices=tables, help="one table")
