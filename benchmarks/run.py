@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -198,7 +197,7 @@ def sampling(args, ceiling):
 
 def overhead(args, ceiling):
     "What `sample` and `CFG` add to the bare calls of the model"
-    d, b, steps = args.device, args.batch or 64, 20
+    d, b, steps = args.device, args.batch or 16, 20
     noise = torch.randn(b, 1, 28, 28, device=d)
     y = torch.arange(b, device=d) % 10
     model = DiTLlama(1, 28, 2, 64, 6, 4, stem_width=16).to(d).eval()
@@ -208,15 +207,21 @@ def overhead(args, ceiling):
     def bare(x, y):
         for t in times: model(x, t.repeat(len(x) // b), y)
     def ours(model): sample(model, noise, y, "euler", steps)
+    def free(x, t, y): return x                  # a model that costs nothing
+    guided_free = CFG(free, 2.0, null=10)
     what = f"{steps} evaluations of {b} images"
     rows = Timer(d, args.repeats).table(
         f"Sampling: {what}",
         {"the model's calls alone": partial(bare, noise, y),
-         "sample, Euler": partial(ours, model)}, ceiling)
+         "sample, Euler": partial(ours, model),
+         "sample, Euler, a model that costs nothing": partial(ours, free)},
+        ceiling)
     return rows + Timer(d, args.repeats).table(
         f"Guided sampling: {what}, doubled",
         {"the model's calls alone, doubled batch": partial(bare, *double),
-         "sample with CFG, Euler": partial(ours, CFG(model, 2.0))}, ceiling)
+         "sample with CFG, Euler": partial(ours, CFG(model, 2.0)),
+         "the same, a model that costs nothing": partial(ours, guided_free)},
+        ceiling)
 
 
 def peak_memory(device, n, batch_size):
@@ -224,7 +229,9 @@ def peak_memory(device, n, batch_size):
     model = DiTLlama.from_preset("digits").to(device).eval()
     def now():
         if device == "cuda": return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        # on Linux; ru_maxrss would be that of the parent process
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 2**10
     def draw(n):
         noise = torch.randn(n, 1, 8, 8, device=device)
         y = torch.arange(n, device=device) % 10
