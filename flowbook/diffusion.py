@@ -114,7 +114,7 @@ def x0(
     t: torch.Tensor,  # times (b,), 0 (data) to 1 (noise)
     y: torch.Tensor = None,  # labels (b,); None or num_classes: all points
 ) -> torch.Tensor:  # best guess of the data, shape of x
-    "Mean of the data given x_t (@eq-posterior), so many rows at a time"
+    "Mean of the data given x_t, each weighted by its likelihood"
     rows = max(1, 2**22 // len(self.points))
     split = [z.split(rows) for z in (x, check_unit(t)) + (
         () if y is None else (y,))]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.func import jvp
 from torch.nn import functional as F
 
 from .adaln import drop_labels
@@ -31,9 +30,10 @@ class Path:
 
     def rates(self, t):                          # (b,) -> (b,) twice
         "Derivatives of alpha and sigma with respect to time"
-        one = torch.ones_like(t)
-        return (jvp(self.alpha, (t,), (one,))[1],
-                jvp(self.sigma, (t,), (one,))[1])
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.clone().requires_grad_()
+            return tuple(torch.autograd.grad((f(t) + 0 * t).sum(), t)[0]
+                         for f in (self.alpha, self.sigma))
 
 # %% ../nbs/08_flow.ipynb #src-linear
 @dataclass(frozen=True)

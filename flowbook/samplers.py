@@ -336,15 +336,21 @@ class Dopri5(_Adaptive):
 
     def walk(self, v, x, ts, generator=None):
         from torchdiffeq import odeint
-        v = _limited(v, self.max_evals)
+        v, now = _limited(v, self.max_evals), ts[0]
+        def f(t, x):
+            nonlocal now
+            now = t.item()
+            return v(x, now)
         def worst(error): return error.flatten(1).square().mean(1).max().sqrt()
         wide = torch.promote_types(x.dtype, torch.float32)
         times = torch.tensor(ts, dtype=wide, device=x.device)
-        yield from odeint(
-            lambda t, x: v(x, t.item()), x, times, rtol=self.rtol,
-            atol=self.atol, method="dopri5",
-            options=dict(norm=worst, dtype=wide, step_t=times[-1:],
-                         first_step=abs(ts[-1] - ts[0]) / 20))[1:]
+        options = dict(norm=worst, dtype=wide, step_t=times[-1:],
+                       first_step=abs(ts[-1] - ts[0]) / 20)
+        try: yield from odeint(f, x, times, rtol=self.rtol, atol=self.atol,
+                               method="dopri5", options=options)[1:]
+        except AssertionError as e: raise RuntimeError(
+            f"no step is short enough for the tolerance ({e}): got to t ="
+            f" {now:.4g}; raise rtol and atol") from e
 
 
 SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4,
@@ -425,6 +431,8 @@ def integrate(
         fine.append(x.isfinite().all())
         if x.device.type == "cpu" or i == len(ts) - 1: _alarm(fine, ts)
         yield t, x
+    if len(fine) < len(ts) - 1: raise RuntimeError(
+        f"the solver gave {len(fine)} of {len(ts) - 1} states")
 
 # %% ../nbs/10_samplers.ipynb #src-walk
 def _walk(step, v, x, ts, generator):
