@@ -13,7 +13,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .flow import Path, check_unit, convert, expand_time, linear
+from .flow import (Path, check_labels, check_path, check_shape,
+                           check_unit, expand_time, linear)
 
 # %% ../nbs/09_diffusion.ipynb #src-moons
 def two_moons(
@@ -73,6 +74,8 @@ def toy(
     "A planar data set with mean 0 and standard deviation 1 on each axis"
     if name not in TOYS: raise ValueError(
         f"unknown toy {name!r}: expected {', '.join(TOYS)}")
+    if n < 2: raise ValueError(
+        f"n must be 2 or more, to have a standard deviation, got {n}")
     x, y = TOYS[name](n, generator)
     i = torch.randperm(n, generator=generator)
     return (x[i] - x.mean(0)) / x.std(0), y[i]
@@ -82,58 +85,66 @@ class Oracle:
     "The exact velocity for data that is known: the mean over its points"
     def __init__(
         self,
-        points: torch.Tensor,  # the data (n, ...)
+        points: torch.Tensor,  # the data (n, ...), 1 point or more
         path: Path = linear(),  # the one the velocity is for
         labels: torch.Tensor = None,  # (n,) long; None: no classes
         width: float = 0.0,  # standard deviation of each point, 0 or more
     ):
-        if width < 0: raise ValueError(f"width must be 0 or more, got {width}")
+        if not width >= 0: raise ValueError(
+            f"width must be 0 or more, got {width}")
+        if not len(points): raise ValueError("no points, no oracle: got 0")
         if labels is not None:
             if labels.shape != points.shape[:1]: raise ValueError(
                 f"expected one label a point, shape ({len(points)},), got"
                 f" {tuple(labels.shape)}")
             self.num_classes = int(labels.max()) + 1  # also the null label
-        self.points, self.path = points, path
+        self.points, self.path = points, check_path(path)
         self.labels, self.width = labels, width
 
-    def __call__(self, x, t, y=None): return self._as("v", x, t, y)
-    def eps(self, x, t, y=None): return self._as("eps", x, t, y)
-    def score(self, x, t, y=None): return self._as("score", x, t, y)
+    # all four: points (b, ...), times (b,), labels (b,) -> (b, ...)
+    def __call__(self, x, t, y=None): return self._ask("v", x, t, y)
+    def x0(self, x, t, y=None): return self._ask("x0", x, t, y)
+    def eps(self, x, t, y=None): return self._ask("eps", x, t, y)
+    def score(self, x, t, y=None): return self._ask("score", x, t, y)
 
-    def _as(self, want, x, t, y):                # (b, ...), (b,), (b,)
-        x0 = self.x0(x, t, y)
-        clean = expand_time(self.path.sigma(t), x) < 1e-5
-        return convert(x0, torch.where(clean, x0, x), t, "x0", want,
-                       self.path, 1e-5)
-
-# %% ../nbs/09_diffusion.ipynb #src-x0
+# %% ../nbs/09_diffusion.ipynb #src-answer
 @patch
-def x0(
-    self: Oracle,
-    x: torch.Tensor,  # points on the path (b, ...)
-    t: torch.Tensor,  # times (b,), 0 (data) to 1 (noise)
-    y: torch.Tensor = None,  # labels (b,); None or num_classes: all points
-) -> torch.Tensor:  # best guess of the data, shape of x
-    "Mean of the data given x_t, each weighted by its likelihood"
-    rows = max(1, 2**22 // len(self.points))
-    split = [z.split(rows) for z in (x, check_unit(t)) + (
-        () if y is None else (y,))]
-    return torch.cat([self._x0(*part) for part in zip(*split)])
-
-
-@patch
-def _x0(self: Oracle, x, t, y=None):
+def _answer(self: Oracle, want, x, t, y=None):
     points = self.points.flatten(1).double()     # (n, d)
     wide, t = x.flatten(1).double(), t.double()[:, None]
-    a, var = self.path.alpha(t), self.path.sigma(t).clamp(min=1e-5)**2
-    var = var + (a * self.width)**2              # (b, 1)
+    a, s = self.path.alpha(t), self.path.sigma(t)
+    var = s.clamp(min=1e-5)**2 + (a * self.width)**2     # (b, 1)
     logits = (a * (wide @ points.T) - a**2 / 2 * points.square().sum(1)) / var
     if y is not None:
         other = (y[:, None] != self.labels) & (y < self.num_classes)[:, None]
         logits = logits.masked_fill(other, -math.inf)
     mean = logits.softmax(1) @ points            # (b, d)
-    mean = mean + a * self.width**2 / var * (wide - a * mean)
-    return mean.to(x.dtype).reshape(x.shape)
+    off = wide - a * mean
+    if not self.width: off = off.masked_fill(s < 1e-5, 0.0)
+    x0, eps = mean + a * self.width**2 / var * off, s / var * off
+    da, ds = self.path.rates(t)
+    out = {"x0": x0, "eps": eps, "score": -off / var,
+           "v": da * x0 + ds * eps}[want]
+    return out.to(x.dtype).reshape(x.shape)
+
+# %% ../nbs/09_diffusion.ipynb #src-ask
+@patch
+def _ask(self: Oracle, want, x, t, y):
+    "An answer after checks, so many rows at a time that memory is bounded"
+    if check_unit(t).shape != x.shape[:1]: raise ValueError(
+        f"expected one time a point, shape ({len(x)},), got {tuple(t.shape)}")
+    if y is not None:
+        if self.labels is None: raise ValueError(
+            "labels were given to an Oracle without: pass y=None")
+        check_labels(self, x, y)
+        null = torch.tensor([self.num_classes], device=y.device)
+        known = torch.cat([self.labels.unique(), null])
+        if not torch.isin(y, known).all(): raise ValueError(
+            f"expected labels out of {known.tolist()}, got"
+            f" {y.min().item()} to {y.max().item()}")
+    rows = max(1, 2**22 // len(self.points))
+    split = [z.split(rows) for z in ((x, t) if y is None else (x, t, y))]
+    return torch.cat([self._answer(want, *part) for part in zip(*split)])
 
 # %% ../nbs/09_diffusion.ipynb #src-sliced
 def sliced_wasserstein(
@@ -143,9 +154,11 @@ def sliced_wasserstein(
     generator: torch.Generator = None,  # for the directions
 ) -> float:  # 0 for equal sets
     "Mean distance of sorted projections (Bonneel et al. 2015, p = 1)"
-    if a.ndim != 2 or a.shape != b.shape: raise ValueError(
+    if a.ndim != 2 or a.shape != b.shape or not len(a): raise ValueError(
         f"expected two sets of equal shape (n, d), got {tuple(a.shape)} and"
         f" {tuple(b.shape)}")
+    if directions < 1: raise ValueError(
+        f"directions must be 1 or more, got {directions}")
     theta = torch.randn(a.shape[1], directions, generator=generator)
     theta = F.normalize(theta, dim=0).to(a)
     return ((a @ theta).sort(0)[0] - (b @ theta).sort(0)[0]).abs().mean().item()
@@ -155,6 +168,8 @@ def betas_linear(
     steps: int = 1000,  # T; fewer steps have larger betas
 ) -> torch.Tensor:  # (steps,) double, from 0.0001 to 0.02 for 1000
     "Noise of each step, rising on a line (Ho et al. 2020, section 4)"
+    if steps <= 20: raise ValueError(
+        f"steps must be above 20, where beta would be 1, got {steps}")
     scale = 1000 / steps
     return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * scale
 
@@ -164,6 +179,8 @@ def betas_cosine(
     s: float = 0.008,  # where on the cosine it starts
 ) -> torch.Tensor:  # (steps,) double, at most 0.999
     "Noise of each step for alpha bar a cosine (Nichol & Dhariwal, eq. 17)"
+    if steps < 1 or s < 0: raise ValueError(
+        f"expected steps 1 or more and s 0 or more, got {steps} and {s}")
     u = torch.arange(steps + 1, dtype=torch.float64) / steps
     bar = ((u + s) / (1 + s) * math.pi / 2).cos()**2
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
@@ -175,13 +192,18 @@ class vp_betas(Path):
         self,
         betas: torch.Tensor,  # (steps,), between 0 and 1
     ):
-        if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError("expected betas (steps,) between 0 and 1, got"
-                             f" shape {tuple(betas.shape)} from"
-                             f" {betas.min():g} to {betas.max():g}")
+        if not torch.is_tensor(betas) or betas.ndim != 1 or not len(betas) or (
+                not ((betas > 0) & (betas < 1)).all()): raise ValueError(
+            f"expected betas (steps,) between 0 and 1, got {betas}")
         self.steps = len(betas)
         logs = torch.log1p(-betas.double()).cumsum(0) / 2
         self.logs = torch.cat([torch.zeros_like(logs[:1]), logs])
+
+    def __repr__(self): return f"vp_betas({self.steps} steps)"
+    def __hash__(self): return hash(self.steps)
+
+    def __eq__(self, other):
+        return type(other) is vp_betas and torch.equal(self.logs, other.logs)
 
     def _log_alpha(self, t):                     # and its slope
         logs, u = self.logs.to(t.device), t.double() * self.steps
@@ -213,9 +235,10 @@ class DDPM:
         kw = dict(generator=generator, device=x.device)
         noise = torch.randn(x.shape, dtype=x.dtype, **kw)
         step = torch.randint(self.steps, (len(x),), **kw)
-        bar = expand_time(self.alpha_bars.to(x.device)[step], x)
-        xt = bar.sqrt() * x + (1 - bar).sqrt() * noise
-        return F.mse_loss(model(xt, step), noise)
+        bar = self.alpha_bars.to(x.device)[step]
+        a, s = (expand_time(f.sqrt(), x) for f in (bar, 1 - bar))
+        eps = check_shape(model(a * x + s * noise, step), x)
+        return F.mse_loss(eps, noise)
 
     def walk(self, calls=None):                  # None: all steps
         "Triples: step, alpha bar there, alpha bar after it; the last is 1"
@@ -238,7 +261,8 @@ def ancestral(
 ) -> torch.Tensor:  # data, shape of x
     "From noise to data by the ancestral step (Ho et al., algorithm 2)"
     for i, bar, after in self.walk(calls):
-        eps = model(x, torch.full((len(x),), i, device=x.device))
+        step = torch.full((len(x),), i, device=x.device)
+        eps = check_shape(model(x, step), x)
         alpha, beta = bar / after, 1 - bar / after
         x = (x - beta / math.sqrt(1 - bar) * eps) / math.sqrt(alpha)
         if after == 1: return x
@@ -257,7 +281,8 @@ def ddim(
 ) -> torch.Tensor:  # data, shape of x
     "From noise to data without dice (Song et al. 2021, eq. 12, eta 0)"
     for i, bar, after in self.walk(calls):
-        eps = model(x, torch.full((len(x),), i, device=x.device))
+        step = torch.full((len(x),), i, device=x.device)
+        eps = check_shape(model(x, step), x)
         x0 = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
         x = math.sqrt(after) * x0 + math.sqrt(1 - after) * eps
     return x

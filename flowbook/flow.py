@@ -210,10 +210,9 @@ def check_labels(model, x, y):                   # (b, ...), (b,) or None
 
 
 def check_shape(v, x):
-    "Refuse a velocity that is not shaped like the images"
+    "Refuse an answer that is not shaped like the question"
     if v.shape != x.shape: raise ValueError(
-        f"expected a velocity of shape {tuple(x.shape)}, but the model gave"
-        f" {tuple(v.shape)}")
+        f"expected shape {tuple(x.shape)}, but the model gave {tuple(v.shape)}")
     return v
 
 # %% ../nbs/08_flow.ipynb #src-velocity

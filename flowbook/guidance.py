@@ -27,6 +27,14 @@ def _check_scale(scale):
             f"guidance scale must be 0 or more (1 is off), got {scale}")
     return scale
 
+
+def _check_interval(interval):
+    "Two times, one after the other"
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2 or (
+            not 0 <= interval[0] <= interval[1] <= 1): raise ValueError(
+        f"interval must be two rising times in 0 to 1, got {interval}")
+    return tuple(interval)
+
 # %% ../nbs/11_guidance.ipynb #src-rescaled
 def rescaled(
     v: torch.Tensor,  # guided velocities (b, ...), on the straight path
@@ -55,13 +63,10 @@ class CFG:
         interval: tuple = (0.0, 1.0),  # when to guide; if not all, t is read
         rescale: float = 0.0,  # share of contrast brought back, 0 to 1
     ):
-        if not isinstance(interval, (tuple, list)) or len(interval) != 2 or (
-                not 0 <= interval[0] <= interval[1] <= 1): raise ValueError(
-            f"interval must be two rising times in 0 to 1, got {interval}")
         if not 0 <= rescale <= 1: raise ValueError(
             f"rescale must be 0 to 1, got {rescale}")
         self.model, self.scale = model, _check_scale(scale)
-        self.interval, self.rescale = tuple(interval), rescale
+        self.interval, self.rescale = _check_interval(interval), rescale
         self.null = null_label(model) if null is None else null
         if null is None and self.null == 0: raise ValueError(
             f"{type(model).__name__} is unconditional (num_classes is 0):"
