@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from .flow import (Path, check_labels, check_path, check_shape,
                            check_unit, expand_time, linear)
+from .hub import check_times
 
 # %% ../nbs/09_diffusion.ipynb #src-moons
 def two_moons(
@@ -131,8 +132,7 @@ def _answer(self: Oracle, want, x, t, y=None):
 @patch
 def _ask(self: Oracle, want, x, t, y):
     "An answer after checks, so many rows at a time that memory is bounded"
-    if check_unit(t).shape != x.shape[:1]: raise ValueError(
-        f"expected one time a point, shape ({len(x)},), got {tuple(t.shape)}")
+    check_times(x, check_unit(t))
     if y is not None:
         if self.labels is None: raise ValueError(
             "labels were given to an Oracle without: pass y=None")
