@@ -13,8 +13,9 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from .flow import (Path, check_labels, check_path, check_shape,
-                           check_unit, expand_time, linear)
+from .flow import (Path, VariancePreserving, check_labels, check_path,
+                           check_shape, check_unit, expand_time, linear,
+                           noise_like)
 from .hub import check_times
 
 # %% ../nbs/09_diffusion.ipynb #src-moons
@@ -99,8 +100,9 @@ class Oracle:
                 f"expected one label a point, shape ({len(points)},), got"
                 f" {tuple(labels.shape)}")
             self.num_classes = int(labels.max()) + 1  # also the null label
-        self.points, self.path = points, check_path(path)
-        self.labels, self.width = labels, width
+            self.known = {*labels.tolist(), self.num_classes}
+        self.points = points.flatten(1).double()  # (n, d)
+        self.path, self.labels, self.width = check_path(path), labels, width
 
     # all four: points (b, ...), times (b,), labels (b,) -> (b, ...)
     def __call__(self, x, t, y=None): return self._ask("v", x, t, y)
@@ -111,7 +113,7 @@ class Oracle:
 # %% ../nbs/09_diffusion.ipynb #src-answer
 @patch
 def _answer(self: Oracle, want, x, t, y=None):
-    points = self.points.flatten(1).double()     # (n, d)
+    points = self.points                         # (n, d)
     wide, t = x.flatten(1).double(), t.double()[:, None]
     a, s = self.path.alpha(t), self.path.sigma(t)
     var = s.clamp(min=1e-5)**2 + (a * self.width)**2     # (b, 1)
@@ -123,9 +125,8 @@ def _answer(self: Oracle, want, x, t, y=None):
     off = wide - a * mean
     if not self.width: off = off.masked_fill(s < 1e-5, 0.0)
     x0, eps = mean + a * self.width**2 / var * off, s / var * off
-    da, ds = self.path.rates(t)
     out = {"x0": x0, "eps": eps, "score": -off / var,
-           "v": da * x0 + ds * eps}[want]
+           "v": self.path.velocity(x0, eps, t)}[want]
     return out.to(x.dtype).reshape(x.shape)
 
 # %% ../nbs/09_diffusion.ipynb #src-ask
@@ -137,10 +138,8 @@ def _ask(self: Oracle, want, x, t, y):
         if self.labels is None: raise ValueError(
             "labels were given to an Oracle without: pass y=None")
         check_labels(self, x, y)
-        null = torch.tensor([self.num_classes], device=y.device)
-        known = torch.cat([self.labels.unique(), null])
-        if not torch.isin(y, known).all(): raise ValueError(
-            f"expected labels out of {known.tolist()}, got"
+        if not self.known.issuperset(y.tolist()): raise ValueError(
+            f"expected labels out of {sorted(self.known)}, got"
             f" {y.min().item()} to {y.max().item()}")
     rows = max(1, 2**22 // len(self.points))
     split = [z.split(rows) for z in ((x, t) if y is None else (x, t, y))]
@@ -186,7 +185,7 @@ def betas_cosine(
     return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
 
 # %% ../nbs/09_diffusion.ipynb #src-vp-betas
-class vp_betas(Path):
+class vp_betas(VariancePreserving):
     "DDPM's table as a path: step i is the time (i + 1) / steps"
     def __init__(
         self,
@@ -216,9 +215,8 @@ class vp_betas(Path):
     def sigma(self, t):
         return (-torch.expm1(2 * self._log_alpha(t)[0])).sqrt().to(t.dtype)
 
-    def rates(self, t):
-        rate, a = self._log_alpha(t)[1].to(t.dtype), self.alpha(t)
-        return a * rate, -a**2 * rate / self.sigma(t).clamp(min=0.01)
+    def slope(self, t):                          # of alpha
+        return self.alpha(t) * self._log_alpha(t)[1].to(t.dtype)
 
 # %% ../nbs/09_diffusion.ipynb #src-ddpm
 class DDPM:
@@ -232,9 +230,9 @@ class DDPM:
 
     def loss(self, model, x, generator=None):    # model(x, step) -> noise
         "Squared error of the predicted noise (equation 14)"
-        kw = dict(generator=generator, device=x.device)
-        noise = torch.randn(x.shape, dtype=x.dtype, **kw)
-        step = torch.randint(self.steps, (len(x),), **kw)
+        noise = noise_like(x, generator)
+        step = torch.randint(self.steps, (len(x),), generator=generator,
+                             device=x.device)
         bar = self.alpha_bars.to(x.device)[step]
         a, s = (expand_time(f.sqrt(), x) for f in (bar, 1 - bar))
         eps = check_shape(model(a * x + s * noise, step), x)
@@ -266,9 +264,8 @@ def ancestral(
         alpha, beta = bar / after, 1 - bar / after
         x = (x - beta / math.sqrt(1 - bar) * eps) / math.sqrt(alpha)
         if after == 1: return x
-        fresh = torch.randn(x.shape, generator=generator, device=x.device,
-                            dtype=x.dtype)
-        x = x + math.sqrt((1 - after) / (1 - bar) * beta) * fresh
+        scale = math.sqrt((1 - after) / (1 - bar) * beta)
+        x = x + scale * noise_like(x, generator)
 
 # %% ../nbs/09_diffusion.ipynb #src-ddim
 @patch

@@ -12,16 +12,15 @@ import torch
 from torch.nn import functional as F
 
 from .data import generator_for
-from .flow import Path, expand_time, linear, shift_time
+from .flow import Path, expand_time, linear, noise_like, shift_time
 from .samplers import (alpha_sigma, check_walk, device_of, integrate,
-                               noise_like, sample)
+                               sample)
 
 # %% ../nbs/14_editing.ipynb #src-plan
 def _plan(model, x, y, solver, steps, grid):
     "Solver and grid, after the checks that `sample` makes"
-    if not torch.is_tensor(x) or not x.is_floating_point(): raise TypeError(
-        f"expected a float tensor (b, c, h, w), got {type(x).__name__}"
-        f" {getattr(x, 'dtype', '')}: see `to_float`")
+    if not torch.is_tensor(x): raise TypeError(
+        f"expected a float tensor (b, c, h, w), got {type(x).__name__}")
     return check_walk(model, x, y, solver, steps, grid)[1:]
 
 

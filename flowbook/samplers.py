@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GRIDS', 'SOLVERS', 'uniform_grid', 'check_grid', 'quadratic_grid', 'cosine_grid', 'logit_normal_grid', 'shift_grid',
-           'edm_grid', 'euler', 'midpoint', 'heun', 'rk4', 'AB2', 'alpha_sigma', 'DPM2M', 'noise_like', 'DDIM',
-           'EulerMaruyama', 'StochasticHeun', 'HeunEuler', 'Dopri5', 'device_of', 'check_walk', 'integrate',
-           'trajectory', 'sample', 'Counted', 'divergence', 'log_likelihood']
+           'edm_grid', 'euler', 'midpoint', 'heun', 'rk4', 'AB2', 'alpha_sigma', 'DPM2M', 'DDIM', 'EulerMaruyama',
+           'StochasticHeun', 'HeunEuler', 'Dopri5', 'device_of', 'check_walk', 'integrate', 'trajectory', 'sample',
+           'Counted', 'divergence', 'log_likelihood']
 
 # %% ../nbs/10_samplers.ipynb #imports
 import math
@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from .flow import (Path, check_labels, check_path, check_shape,
-                           endpoints, linear, shift_time)
+                           endpoints, linear, noise_like, shift_time)
 
 # %% ../nbs/10_samplers.ipynb #src-grid
 def uniform_grid(
@@ -193,12 +193,6 @@ class DPM2M:
             x = sigma / st * x + (a - sigma / st * at) * ahead
             last, before = x0, now
             yield x
-
-# %% ../nbs/10_samplers.ipynb #src-dice
-def noise_like(x: torch.Tensor, generator: torch.Generator = None):
-    "Fresh noise in the shape, type and place of x"
-    return torch.randn(x.shape, generator=generator, device=x.device,
-                       dtype=x.dtype)
 
 # %% ../nbs/10_samplers.ipynb #src-ddim
 @dataclass(frozen=True)
@@ -393,7 +387,8 @@ def check_walk(model, noise, y, solver, steps, grid, generator=None):
         noise = noise.to(device_of(model))
     if not torch.is_tensor(noise) or not noise.is_floating_point():
         raise TypeError("expected a float tensor (b, c, h, w) or its shape, got"
-                        f" {getattr(noise, 'dtype', repr(noise))}")
+                        f" {getattr(noise, 'dtype', repr(noise))}: see"
+                        " `to_float`")
     if not len(noise): raise ValueError("no noise, no images: got 0")
     check_labels(model, noise, y)
     return noise, solver, ts
