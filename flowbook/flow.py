@@ -425,16 +425,16 @@ class RectifiedFlow:
         "The mean of `losses`: what training minimises"
         return self.losses(model, x, y, generator)[0].mean()
 
-# %% ../nbs/08_flow.ipynb #src-losses
+# %% ../nbs/08_flow.ipynb #src-draw
 @patch
-def losses(
+def draw(
     self: RectifiedFlow,
-    model,  # velocity: model(xt, t, y), same shape as xt
+    model,  # only to know its null label
     x: torch.Tensor,  # images (b, c, h, w) in [-1, 1]
     y: torch.Tensor = None,  # labels (b,) long
     generator: torch.Generator = None,  # for noise, times, label dropout
-) -> tuple:  # losses (b,) and the times (b,) they were taken at
-    "Squared error of each image at a random time (Liu et al. 2023, eq. 1)"
+) -> tuple:  # noise (b, c, h, w), times (b,), and the labels not hidden (b,)
+    "What chance decides before a step: noise, times, and labels to hide"
     if not x.is_floating_point(): raise TypeError(
         f"expected float images in [-1, 1], got {x.dtype}: see `to_float`")
     check_labels(model, x, y)
@@ -444,8 +444,34 @@ def losses(
     if x.dtype == torch.float64: t = t.double()
     if y is not None and self.label_dropout > 0:
         y = drop_labels(y, self.label_dropout, null_label(model), generator)
+    return noise, t, y
+
+# %% ../nbs/08_flow.ipynb #src-errors
+@patch
+def errors(
+    self: RectifiedFlow,
+    model,  # velocity: model(xt, t, y), same shape as xt
+    x: torch.Tensor,  # images (b, c, h, w) in [-1, 1]
+    noise: torch.Tensor,  # noise (b, c, h, w)
+    t: torch.Tensor,  # times (b,)
+    y: torch.Tensor = None,  # labels (b,) long
+) -> torch.Tensor:  # losses (b,)
+    "Squared error of the velocity of each image (Liu et al. 2023, eq. 1)"
     v = check_shape(model(self.interpolate(x, noise, t), t, y), x)
     wide = torch.promote_types(x.dtype, torch.float32)
     error = F.mse_loss(v.to(wide), self.target(x, noise, t).to(wide),
                        reduction="none").flatten(1).mean(1)
-    return (error if self.weight is None else self.weight(t) * error), t
+    return error if self.weight is None else self.weight(t) * error
+
+
+@patch
+def losses(
+    self: RectifiedFlow,
+    model,  # velocity: model(xt, t, y), same shape as xt
+    x: torch.Tensor,  # images (b, c, h, w) in [-1, 1]
+    y: torch.Tensor = None,  # labels (b,) long
+    generator: torch.Generator = None,  # for noise, times, label dropout
+) -> tuple:  # losses (b,) and the times (b,) they were taken at
+    "Draw, then the squared error of each image"
+    noise, t, y = self.draw(model, x, y, generator)
+    return self.errors(model, x, noise, t, y), t
