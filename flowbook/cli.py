@@ -57,8 +57,30 @@ def _train_arguments(p):
       " squares of this many pixels")
     old("--resume", action="store_true", help="go on with the run in --out,"
         " with its own settings; only --steps or --epochs may change")
+    old("--auto-resume", action="store_true", help="the same if there is such"
+        " a run, else start one")
     old("--overwrite", action="store_true", help="replace the run in --out")
     a("--quiet", action="store_true", help="no progress bar")
+
+
+def _more_arguments(p):
+    a = p.add_argument_group("for longer runs").add_argument
+    a("--optimizer", choices=["adamw", "muon"], help="default: adamw")
+    a("--schedule", choices=["wsd", "cosine"], help="of the learning rate:"
+      " plateau and linear decay, or a cosine (default: wsd)")
+    a("--flip", action=argparse.BooleanOptionalAction, help="mirror half of"
+      " the pictures (default: for cifar10 and folders with colour)")
+    a("--precision", choices=["no", "bf16"], help="of the large products"
+      " (default: bf16 on a GPU that has it)")
+    a("--compile", action="store_true", default=None, help="use torch.compile")
+    a("--accumulate", type=_count, help="compute each batch in this many parts,"
+      " which needs less memory (default: 1)")
+    a("--save-seconds", type=_above(-1, float, "a number, 0 or more"),
+      default=60, help="how often the state is saved (default: 60)")
+    a("--sample-every", type=_count, help="steps between two grids of samples"
+      " (default: one at the end)")
+    a("--log-with", help="also log to a tracker that Accelerate knows, such as"
+      " tensorboard")
 
 
 def _sampling_arguments(p, steps):
@@ -98,6 +120,8 @@ def _info_arguments(p):
     p.add_argument("run", help="the folder of a run")
 
 # %% ../nbs/92_cli.ipynb #src-train
+_settings = dict(lr=2e-3, seed=0, optimizer="adamw", schedule="wsd",
+                 precision=None, compile=False, accumulate=1)
 _recipes = {"digits": dict(batch_size=128, steps=600),
             "mnist": dict(batch_size=64, epochs=8),
             "fashion_mnist": dict(batch_size=64, epochs=8),
@@ -107,6 +131,11 @@ _recipes = {"digits": dict(batch_size=128, steps=600),
 def _recipe(spec):
     "Batch size and length of training that suit a dataset"
     return _recipes.get(spec.name, dict(batch_size=64, steps=2000))
+
+
+def _flips(spec):
+    "Does a picture of this dataset mean the same in a mirror?"
+    return spec.name not in ("digits", "mnist") and spec.channels == 3
 
 
 def _preset(spec):
@@ -148,54 +177,75 @@ def _steps(args, run, spec, n, batch_size):
 # %% ../nbs/92_cli.ipynb #src-train-command
 def _resumed(args):
     "The config of the run to resume"
-    file = _out(args) / "config.json"
-    config = json.loads(file.read_text())
+    from flowbook.runs import read_config
+    config = read_config(_out(args))
     run, name = config["run"], config["run"]["data"]["name"]
     asked = args.data
     if asked and Path(asked).is_dir(): asked = str(Path(asked).resolve())
     made = dict(data=name, patch_size=config["patch_size"],
-                image_size=run.get("image_size"))
-    for key, given in dict(data=asked, patch_size=args.patch_size,
-                           image_size=args.image_size).items():
+                image_size=run.get("image_size"),
+                flip=run["augment"] == "random_flip")
+    for key, given in dict(data=asked, patch_size=args.patch_size, flip=args.
+                           flip, image_size=args.image_size).items():
         if given not in (None, made[key]): raise ValueError(
-            f"the run in {file.parent} was made with {key} {made[key]}, not"
+            f"the run in {_out(args)} was made with {key} {made[key]}, not"
             f" {given}: resume it with its own settings")
     args.data, args.image_size = name, made["image_size"]
+    args.flip = made["flip"]
     return config
+
+
+def _trainer(args):
+    "The trainer and the length of the run that the arguments describe"
+    from accelerate import PartialState
+
+    from flowbook.data import load_data
+    from flowbook.runs import claim_run, has_run
+    from flowbook.train import Trainer, random_flip
+    out = _out(args)
+    resume = args.resume or args.auto_resume and has_run(out)
+    claim_run(out, resume, args.overwrite)       # before any download
+    config = _resumed(args) if resume else {}
+    run, name = config.get("run", {}), args.data or "digits"
+    with PartialState().local_main_process_first():  # one downloads
+        data = load_data(name, size=args.image_size)
+    usual = min(_recipe(data.spec)["batch_size"], len(data.train))
+    settings = {"batch_size": usual, **_settings}
+    for key, usual in settings.items():
+        given = getattr(args, key)
+        settings[key] = run.get(key, usual) if given is None else given
+    flip = _flips(data.spec) if args.flip is None else args.flip
+    steps = _steps(args, run, data.spec, len(data.train),
+                   settings["batch_size"])
+    model = _model(data.spec, args.patch_size, settings["seed"], config)
+    return Trainer(
+        model, data, out=out, resume=resume, overwrite=args.overwrite,
+        info=dict(image_size=args.image_size), save_seconds=args.save_seconds,
+        sample_every=args.sample_every, log_with=args.log_with,
+        augment=random_flip if flip else None, **settings), steps
 
 # %% ../nbs/92_cli.ipynb #src-train-more
 def _train(args):
     "Train a diffusion transformer, into a folder"
-    from flowbook.data import load_data
-    from flowbook.train import Trainer, claim_run
-    out = _out(args)
-    claim_run(out, args.resume, args.overwrite)  # before any download
-    config = _resumed(args) if args.resume else {}
-    run, name = config.get("run", {}), args.data or "digits"
-    data = load_data(name, size=args.image_size)
-    usual = _recipe(data.spec)["batch_size"]
-    settings = dict(batch_size=min(usual, len(data.train)), lr=2e-3, seed=0)
-    for key, usual in settings.items():
-        given = getattr(args, key)
-        settings[key] = run.get(key, usual) if given is None else given
-    steps = _steps(args, run, data.spec, len(data.train),
-                   settings["batch_size"])
-    model = _model(data.spec, args.patch_size, settings["seed"], config)
-    trainer = Trainer(model, data, out=out, resume=args.resume,
-                      info=dict(image_size=args.image_size),
-                      overwrite=args.overwrite, **settings)
-    print(f"{model.num_params():,} parameters, {len(data.train):,} images of"
-          f" {name}, {steps:,} steps of {settings['batch_size']}, into {out}")
+    trainer, steps = _trainer(args)
+    out, s = trainer.out, trainer.settings
+    first = trainer.accelerator.is_main_process
+    say = print if first else lambda text: None
+    count = sum(p.numel() for p in trainer.model.parameters())
+    say(f"{count:,} parameters, {len(trainer.train_set):,} images of"
+        f" {s['data']['name']}, {steps:,} steps of {s['batch_size']}, into"
+        f" {out}")
     try: trainer.fit(steps, progress=not args.quiet)
     except KeyboardInterrupt:
-        print(f"stopped at step {trainer.step}; go on with: flowbook train"
-              f" --resume --out {out}")
+        say(f"stopped and saved at step {trainer.step}; go on with: flowbook"
+            f" train --resume --out {out}")
         return 130
     trainer.report()
-    print(f"{trainer.step:,} steps in {trainer.seconds:.0f} s, loss"
-          f" {trainer.mean_loss():.3f}\nlook at  {out}/samples.png and"
-          f" {out}/loss.png\nnext     flowbook sample {out} --n 8 --seed 1\n"
-          f"         flowbook evaluate {out}")
+    say(f"{trainer.step:,} steps in {trainer.seconds:.0f} s, loss"
+        f" {trainer.mean_loss():.3f}\n"
+        f"look at  {out}/samples/{trainer.step:06d}.png and {out}/loss.png\n"
+        f"next     flowbook sample {out} --n 8 --seed 1\n"
+        f"         flowbook evaluate {out}")
 
 # %% ../nbs/92_cli.ipynb #src-sample
 def _spec(config):
@@ -243,7 +293,8 @@ def _sample(args):
     from flowbook.guidance import CFG
     from flowbook.plot import image_grid, save_gif
     from flowbook.samplers import trajectory
-    from flowbook.train import class_noise, load_run, sample_classes
+    from flowbook.runs import load_run
+    from flowbook.train import class_noise, sample_classes
     model, config = load_run(args.run)
     spec = _spec(config)
     classes = _classes(args.classes, spec.names)
@@ -281,26 +332,33 @@ def _evaluate(args):
 
 def _info(args):
     "Say what a run is"
-    from flowbook.train import load_run
+    from flowbook.runs import load_run, read_lines
     model, config = load_run(args.run)
-    metrics = json.loads((Path(args.run) / "metrics.json").read_text())
+    rows = read_lines(Path(args.run) / "metrics.jsonl")
+    last = rows[-1] if rows else {"step": 0, "seconds": 0, "loss": float("nan"),
+                                  "images_per_second": 0}
     run = config.pop("run")
     d, versions = run.pop("data"), run.pop("versions")
-    rows = {
+    table = {
         "model": f"{config.pop('model')}, {model.num_params():,} parameters",
         "config": ", ".join(f"{k} {v}" for k, v in config.items()),
         "data": f"{d['name']}, {len(d['names'])} classes of"
                 f" {d['channels']}x{d['size'][0]}x{d['size'][1]}",
-        "training": f"step {metrics['step']:,} of {run['steps']:,},"
-                    f" {metrics['seconds']:.0f} s, loss {metrics['loss']:.3f},"
-                    f" {metrics['images_per_second']:.0f} images/s",
+        "training": f"step {last['step']:,} of {run['steps']:,},"
+                    f" {last['seconds']:.0f} s, loss {last['loss']:.3f},"
+                    f" {last['images_per_second']:.0f} images/s",
         "settings": ", ".join(f"{k} {v}" for k, v in run.items()),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
     }
-    for name, text in rows.items(): print(f"{name:9} {text}")
+    for name, text in table.items(): print(f"{name:9} {text}")
 
 # %% ../nbs/92_cli.ipynb #src-main
-_commands = {"train": (_train, _train_arguments),
+def _all_train_arguments(p):
+    _train_arguments(p)
+    _more_arguments(p)
+
+
+_commands = {"train": (_train, _all_train_arguments),
              "sample": (_sample, _sample_arguments),
              "evaluate": (_evaluate, _evaluate_arguments),
              "info": (_info, _info_arguments)}
@@ -324,7 +382,7 @@ def main(
     try: return args.run_command(args) or 0
     except KeyboardInterrupt:
         return print("interrupted", file=sys.stderr) or 130
-    except (ValueError, OSError, ArithmeticError) as e:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as e:
         text = " ".join(str(e).split())
         print(f"flowbook {args.command}: error: {text}", file=sys.stderr)
         return 2

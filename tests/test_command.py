@@ -1,5 +1,4 @@
 "Faults that need real processes: signals, full disks, a missing network."
-import json
 import os
 import resource
 import signal
@@ -9,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from flowbook.runs import newest_state, read_lines
 
 TRAIN = ["train", "--batch-size", "32"]
 
@@ -46,15 +47,15 @@ def test_interrupt_and_resume_change_nothing(tmp_path):
     status, out, err = finish(cut)
     assert status == 130, (out, err)
     assert "go on with: flowbook train --resume --out cut" in out
-    assert json.loads((tmp_path / "cut/metrics.json").read_text())["step"] < 60
+    assert newest_state(tmp_path / "cut")[1]["step"] < 60
     status, out, err = finish(
         flowbook("train", "--resume", "--out", "cut", cwd=tmp_path))
     assert status == 0, err
-    for name in ("model.safetensors", "samples.png"):
+    for name in ("model.safetensors", "samples/000060.png"):
         a, b = ((tmp_path / run / name).read_bytes() for run in ("whole", "cut"))
         assert a == b, name
-    a, b = (json.loads((tmp_path / run / "metrics.json").read_text())["losses"]
-            for run in ("whole", "cut"))
+    a, b = ([row["losses"] for row in read_lines(tmp_path / run /
+             "metrics.jsonl")] for run in ("whole", "cut"))
     assert a == b
 
 
@@ -62,16 +63,20 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     run = tmp_path / "run"
     first = flowbook(*TRAIN, "--steps", "3", "--out", "run", cwd=tmp_path)
     assert finish(first)[0] == 0
-    before = {f.name: f.read_bytes() for f in run.iterdir()}
+    def files(): return {f.relative_to(run): f.read_bytes()
+                         for f in run.rglob("*") if f.is_file()}
+    before = files()
     status, out, err = finish(
         flowbook("train", "--resume", "--out", "run", "--steps", "5",
                  cwd=tmp_path, preexec_fn=limit(1_000_000)))
     assert status == 2
-    assert "state.pt could not be written" in err and "untouched" in err
-    after = {f.name: f.read_bytes() for f in run.iterdir()}
-    for name in ("state.pt", "model.safetensors", "metrics.json"):
-        assert after[name] == before[name], name
+    assert "00000005.safetensors could not be written" in err
+    assert "untouched" in err
+    after = files()
     assert set(after) == set(before)  # no half files
+    kept = [f for f in before if f.suffix == ".safetensors"]
+    assert len(kept) == 3
+    for name in kept: assert after[name] == before[name], name
     assert finish(flowbook("train", "--resume", "--out", "run", "--steps", "5",
                            cwd=tmp_path))[0] == 0
 
