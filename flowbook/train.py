@@ -168,6 +168,8 @@ class Trainer:
         overwrite: bool = False,  # replace the run in out?
         info: dict = None,  # more to keep in config.json
     ):
+        if sample_every is not None and sample_every < 1: raise ValueError(
+            f"sample_every must be 1 or more, got {sample_every}")
         settings = {k: v for k, v in locals().items() if k in _settings}
         self.settings = _checked(settings, data, flow or RectifiedFlow())
         self.data, self.flow = data, flow or RectifiedFlow()
@@ -244,12 +246,14 @@ def _accelerate(self: Trainer, log_with):
         s["precision"] = "bf16" if good else "no"
     if s["compile"]: more = {"dynamo_backend": "inductor"}
     else: more = {}
+    if log_with and self.out is None: raise ValueError(
+        "log_with needs out, a folder to write to")
     AcceleratorState._reset_state()  # each trainer has its own precision
     self.accelerator = Accelerator(
         mixed_precision=s["precision"], log_with=log_with,
         project_dir=self.out, **more)
-    if log_with and self.out is None: raise ValueError(
-        "log_with needs out, a folder to write to")
+    if log_with and not self.accelerator.log_with: raise ValueError(
+        f"the tracker {log_with!r} is not installed: pip install {log_with}")
     s["processes"] = self.accelerator.num_processes
     self.parts = s["processes"] * s["accumulate"]
     if s["batch_size"] % self.parts: raise ValueError(
@@ -261,10 +265,12 @@ def _accelerate(self: Trainer, log_with):
 def _prepare(self: Trainer, model, make_optimizers):
     "Model, average, optimizers and data on their device"
     s, device = self.settings, self.accelerator.device
-    model = model.to(device)
-    self.labelled = getattr(model, "num_classes", None) != 0
     sharded = self.accelerator.distributed_type == "FSDP"
-    self.average = None if sharded else copy.deepcopy(model)
+    if not sharded: model = model.to(device)
+    self.labelled = getattr(model, "num_classes", None) != 0
+    self.model_config = {"model": type(model).__name__,
+                         **getattr(model, "_hub_mixin_config", {})}
+    self.average = None if sharded else copy.deepcopy(model).eval()
     opts = make_optimizers(model, s["lr"], s["weight_decay"])
     self.model, *self.opts = self.accelerator.prepare(model, *opts)
     self.rates = [[g["lr"] for g in o.param_groups] for o in self.opts]
@@ -430,11 +436,13 @@ def _console(trainer, steps, progress):
         yield lambda: None
     elif _in_notebook():
         from IPython.display import display
-        handle, last = display(display_id=True), [0.0]
+        handle, last = None, 0.0
         def show():
-            if trainer.step < steps and time.time() - last[0] < 2: return
-            handle.update(_curve(trainer, steps))
-            last[0] = time.time()
+            nonlocal handle, last
+            if trainer.step < steps and time.time() - last < 2: return
+            fig, last = _curve(trainer, steps), time.time()
+            if handle: handle.update(fig)
+            else: handle = display(fig, display_id=True)
         yield show
     else:
         from tqdm import tqdm
@@ -479,6 +487,7 @@ def fit(
 def _loop(self: Trainer, steps, log_every, stop, show):
     "Step, sample, look and save; was it stopped before the end?"
     self.start, saved = time.time() - self.seconds, time.time()
+    self.model.train()
     while self.step < steps:
         self._one_step()
         self._tell("step")
@@ -581,14 +590,6 @@ def save(self: Trainer):
 
 # %% ../nbs/12_train.ipynb #src-open
 @patch
-def model_config(self: Trainer) -> dict:
-    "The arguments that the model was made with, if it keeps them"
-    model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-    return {"model": type(model).__name__,
-            **getattr(model, "_hub_mixin_config", {})}
-
-
-@patch
 def _open(self: Trainer, steps, log_every):
     "Start or reopen the run's folder"
     if self.rng is not None: self._set_rng()
@@ -608,7 +609,7 @@ def _open(self: Trainer, steps, log_every):
            "device": self.accelerator.device.type,
            "versions": {"python": platform.python_version(),
                         **{name: version(name) for name in names}}}
-    config = json.dumps({**self.model_config(), "run": run}, indent=2)
+    config = json.dumps({**self.model_config, "run": run}, indent=2)
     atomic_write(self.out / "config.json", config.encode())
     trim_lines(self.out / "metrics.jsonl", self.step)
     if self.accelerator.log_with: self.accelerator.init_trackers("tracking")
@@ -723,9 +724,12 @@ def sample_classes(
 def draw_samples(self: Trainer):
     "Write a grid of samples into the run's folder, samples/STEP.png"
     from flowbook.plot import image_grid
+    first = self.accelerator.is_main_process
+    if self.average is not None and not first: return
     with self.averaged() as average: images, _ = sample_classes(
         average, self.data.spec, seed=self.settings["seed"])
-    if self.out is not None and self.accelerator.is_main_process:
+    if not first: return                         # a shard's work is done
+    if self.out is not None:
         folder, buffer = self.out / "samples", io.BytesIO()
         folder.mkdir(exist_ok=True)
         image_grid(images, ncol=10).save(buffer, format="PNG")
