@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from flowbook import CFG, DiT, DiTLlama, sample
+from flowbook import CFG, DiT, DiTLlama, RectifiedFlow, Trainer, sample
 from flowbook.adaln import drop_labels
+from flowbook.data import Data, DataSpec, Split
 
 
 def load_minrf(folder):
@@ -255,6 +256,119 @@ def memory(args, ceiling):
     return rows
 
 
+def random_pictures(n, size):
+    "Data of noise: its contents cost nothing and change no time"
+    split = Split(torch.randint(256, (n, 1, size, size), dtype=torch.uint8),
+                  torch.randint(10, (n,)))
+    return Data(split, split, DataSpec("noise", 1, (size, size),
+                                       tuple("0123456789")))
+
+
+def bare_loop(model, split, device, precision, batch, steps):
+    "The loop that anyone would write, with the parts that Trainer has"
+    opt = torch.optim.AdamW(model.parameters(), 2e-3, (0.9, 0.99), fused=True)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
+    images, labels = split.images.to(device), split.labels.to(device)
+    low = precision == "bf16"
+    def run():
+        for _ in range(steps):
+            i = torch.randint(len(images), (batch,), device=device)
+            x = images[i].float() / 127.5 - 1
+            y = labels[i].where(torch.rand(batch, device=device) > 0.1, 10)
+            noise = torch.randn_like(x)
+            t = torch.randn(batch, device=device).sigmoid()
+            s = t.view(-1, 1, 1, 1)
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                v = model((1 - s) * x + s * noise, t, y)
+            (v.float() - (noise - x)).square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            opt.step()
+            opt.zero_grad()
+            average.update_parameters(model)
+    return run
+
+
+def trainer_loop(model, data, precision, batch, steps, compiled=False):
+    "The same steps by Trainer"
+    trainer = Trainer(model, data, batch_size=batch, precision=precision,
+                      compile=compiled)
+    def run(): trainer.fit(trainer.step + steps, progress=False)
+    return run
+
+
+def trainer(args, ceiling):
+    "Trainer against a bare loop with the same parts: the MNIST preset"
+    d, b, steps = args.device, args.batch or 64, 20
+    data = random_pictures(2000, 28)
+    runs = {}
+    for precision in ("no", "bf16"):
+        new = partial(DiTLlama.from_preset, "mnist")
+        name = "float32" if precision == "no" else "bfloat16"
+        runs[f"bare loop, {name}"] = bare_loop(
+            new().to(d), data.train, d, precision, b, steps)
+        runs[f"Trainer, {name}"] = trainer_loop(new(), data, precision, b,
+                                                steps)
+    rows = []
+    for name in ("float32", "bfloat16"):
+        rows += Timer(d, args.repeats).table(
+            f"{steps} steps of training in {name}, batch {b}",
+            {k: work for k, work in runs.items() if name in k}, ceiling)
+    return rows
+
+
+def minrf_loop(args, batch, steps):
+    "minRF's own loop over its MNIST configuration, from rf.py"
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+    ref, rf = load_minrf(args.minrf)
+    model = ref.DiT_Llama(1, 32, dim=64, n_layers=6, n_heads=4, num_classes=10)
+    flow = rf.RF(model.to(args.device))
+    opt = torch.optim.Adam(model.parameters(), lr=5e-4)
+    transform = transforms.Compose([
+        transforms.ToTensor(), transforms.Pad(2),
+        transforms.Normalize((0.5,), (0.5,))])
+    pictures = random_pictures(60_000, 28).train
+    class Pictures(Dataset):  # as torchvision's MNIST: PIL, then transform
+        def __len__(self): return len(pictures)
+        def __getitem__(self, i):
+            image = transforms.functional.to_pil_image(pictures.images[i])
+            return transform(image), int(pictures.labels[i])
+    loader = DataLoader(Pictures(), batch, shuffle=True, drop_last=True)
+    batches = iter(loader)
+    lossbin = dict.fromkeys(range(10), 0.0)
+    losscnt = dict.fromkeys(range(10), 0)
+    def run():
+        for _ in range(steps):
+            x, c = (a.to(args.device) for a in next(batches))
+            opt.zero_grad()
+            loss, by_t = flow.forward(x, c)
+            loss.backward()
+            opt.step()
+            loss.item()                          # what it logs at each step
+            for t, l in by_t:
+                lossbin[int(t * 10)] += l
+                losscnt[int(t * 10)] += 1
+    return run, sum(p.numel() for p in model.parameters())
+
+
+def loop(args, ceiling):
+    "A training loop of the size of minRF's MNIST model, against its own"
+    b, steps = args.batch or 256, 2
+    theirs, size = minrf_loop(args, b, steps)
+    data = random_pictures(60_000, 32)
+    def ours(): return DiTLlama(1, 32, 2, 64, 6, 4, stem_width=32)
+    print(f"parameters: flowbook {ours().num_params():,}, minRF {size:,}")
+    runs = {"minRF's loop": theirs}
+    for name, precision in (("float32", "no"), ("bfloat16", "bf16")):
+        for how in (False, True)[:1 + args.compile]:
+            runs[f"Trainer, {'compiled, ' * how}{name}"] = trainer_loop(
+                ours(), data, precision, b, steps, how)
+    return Timer(args.device, args.repeats).table(
+        f"{steps} steps of training, batch {b} of 1x32x32, width 64, depth 6,"
+        " patch 2", runs, ceiling)
+
+
 def machine(device):
     "The machine, named by its parts"
     parts = [f"torch {torch.__version__}",
@@ -268,7 +382,7 @@ def machine(device):
 
 def main():
     tables = {f.__name__: f for f in
-              (llama, dit, sampling, overhead, memory)}
+              (llama, dit, sampling, overhead, memory, trainer, loop)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minrf", default="../minRF", help="its checkout")
     parser.add_argument("--only", choices=tables, help="one table")
