@@ -34,9 +34,11 @@ setup(
         *(f"Programming Language :: Python :: {v}" for v in pythons),
     ],
     packages=find_packages(include=["flowbook", "flowbook.*"]),
-    package_data={"flowbook": ["py.typed"]},
+    package_data={"flowbook": ["py.typed", "weights/*"]},
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={name.removesuffix("_requirements"): shlex.split(value)
+                    for name, value in cfg.items()
+                    if name.endswith("_requirements")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
