@@ -112,8 +112,20 @@ def _sample_arguments(p):
 
 def _evaluate_arguments(p):
     _sampling_arguments(p, steps=20)
-    p.add_argument("--n", type=_count, default=1000, help="samples, an equal"
-                   " number of each class (default: 1000)")
+    a = p.add_argument
+    a("--n", type=_count, default=1000, help="samples, an equal number of each"
+      " class (default: 1000)")
+    a("--batch-size", type=_count, default=100, help="samples at a time"
+      " (default: 100)")
+    a("--metrics", help="some of accuracy, fid, kid, inception_score,"
+      " precision_recall, density_coverage and copying, separated by commas"
+      " (default: all)")
+    a("--inception", nargs="?", const="", metavar="FILE", help="look with the"
+      " Inception network of published FIDs, whose weights are downloaded or"
+      " in FILE (default: the classifier that comes with the dataset)")
+    a("--no-cache", dest="cache", action="store_false", help="do not keep what"
+      " the network sees in real data")
+    a("--quiet", action="store_true", help="no progress bars")
 
 
 def _info_arguments(p):
@@ -315,14 +327,19 @@ def _sample(args):
 # %% ../nbs/92_cli.ipynb #src-evaluate
 def _evaluate(args):
     "Measure a run, beside the same measures of real test data"
-    from flowbook.data import load_data
-    from flowbook.evaluate import as_table, evaluate
-    from flowbook.train import atomic_write, load_run
+    from flowbook.data import atomic_write, load_data
+    from flowbook.evaluate import Inception, as_table, evaluate
+    from flowbook.runs import load_run
     model, config = load_run(args.run)
+    net = None if args.inception is None else _on_device(
+        Inception(args.inception or None))
     data = load_data(config["run"]["data"]["name"],
                      size=config["run"].get("image_size"))
-    result = evaluate(_on_device(model), data, args.n, args.guidance,
-                      args.solver, args.steps, args.seed, args.grid)
+    names = args.metrics and [s.strip() for s in args.metrics.split(",")]
+    result = evaluate(
+        _on_device(model), data, args.n, args.guidance, args.solver, args.steps,
+        args.seed, args.grid, args.batch_size, net, names,
+        progress=not args.quiet, cache=args.cache)
     text = as_table(result)
     folder = Path(args.run)
     atomic_write(folder / "evaluation.json", json.dumps(result).encode())
