@@ -37,6 +37,14 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         with redirect_stdout(io.StringIO()):
             return super()._from_pretrained(strict=strict, **kwargs)
 
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        "Unlike the mixin: refuse a file whose checksum does not match"
+        from flowbook.runs import read_tensors
+        read_tensors(model_file)
+        return super()._load_as_safetensor(model, model_file, map_location,
+                                           strict)
+
     def num_params(self) -> int:
         "How many numbers training adjusts"
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['checksum', 'write_tensors', 'read_tensors', 'states', 'write_state', 'newest_state', 'append_line', 'read_lines',
-           'trim_lines', 'hold_run', 'has_run', 'claim_run', 'clear_results', 'clear_run', 'read_config', 'load_run']
+           'trim_lines', 'hold_run', 'has_run', 'claim_run', 'clear_results', 'clear_run', 'read_config', 'build_model',
+           'load_run']
 
 # %% ../nbs/95_runs.ipynb #imports
 import hashlib
@@ -24,9 +25,10 @@ from .data import atomic_write
 # %% ../nbs/95_runs.ipynb #src-checksum
 def checksum(
     tensors: dict,  # name -> tensor, on any device
+    text: str = "",  # that belongs to them
 ) -> str:  # SHA-256, 64 hexadecimal digits
-    "One number for names, types, shapes and contents of tensors"
-    out = hashlib.sha256()
+    "One number for names, types, shapes and contents of tensors, and a text"
+    out = hashlib.sha256(text.encode())
     for name, x in sorted(tensors.items()):
         out.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         flat = x.detach().cpu().contiguous().reshape(-1)
@@ -34,9 +36,6 @@ def checksum(
     return out.hexdigest()
 
 # %% ../nbs/95_runs.ipynb #src-write-tensors
-_damage = SafetensorError, RuntimeError, OSError, ValueError
-
-
 def write_tensors(
     path: str,  # the file to write or replace, .safetensors
     tensors: dict,  # name -> tensor
@@ -44,25 +43,28 @@ def write_tensors(
 ):
     "Write tensors and their checksum, whole or not at all"
     plain = {k: x.detach().cpu().contiguous() for k, x in tensors.items()}
-    notes = {"sha256": checksum(plain), "info": info or {}}
+    text = json.dumps(info or {})
+    notes = {"sha256": checksum(plain, text), "info": text}
     atomic_write(path, save(plain, {"flowbook": json.dumps(notes)}))
 
 
 def read_tensors(
     path: str,  # a .safetensors file
+    strict: bool = False,  # refuse a file without a checksum?
 ) -> tuple:  # the tensors by name, and info
     "Read tensors; refuse a file that is damaged, or no safetensors file"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}
             notes = json.loads((file.metadata() or {}).get("flowbook", "{}"))
-    except _damage as e: raise ValueError(
+    except (SafetensorError, RuntimeError, ValueError) as e: raise ValueError(
         f"{path} is damaged, or no safetensors file ({e})") from e
-    if notes and notes.get("sha256") != checksum(tensors): raise ValueError(
-        f"{path} is damaged: its checksum does not match")
-    return tensors, notes.get("info", {})
+    text = notes.get("info", "{}")
+    if (notes or strict) and notes.get("sha256") != checksum(tensors, text):
+        raise ValueError(f"{path} is damaged: its checksum does not match")
+    return tensors, json.loads(text)
 
 # %% ../nbs/95_runs.ipynb #src-states
 def states(
@@ -82,6 +84,8 @@ def write_state(
     "Write a state, then remove all but the newest"
     folder = Path(run, "state")
     folder.mkdir(exist_ok=True)
+    for path in states(run):                     # newer ones are damaged, or
+        if int(path.stem) > step: path.unlink(missing_ok=True)  # given up
     write_tensors(folder / f"{step:08d}.safetensors", tensors, info)
     for old in states(run)[keep:]: old.unlink(missing_ok=True)
 
@@ -91,7 +95,7 @@ def newest_state(
 ) -> tuple:  # tensors and info
     "The newest state that is intact; damaged ones are named and skipped"
     for path in states(run):
-        try: return read_tensors(path)
+        try: return read_tensors(path, strict=True)
         except ValueError as e: warnings.warn(f"skipped a state: {e}")
     raise FileNotFoundError(f"nothing to resume: {Path(run, 'state')} holds no"
                             " intact state")
@@ -107,6 +111,8 @@ def append_line(
     try:
         with open(path, "ab") as file:
             file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as e:
         if path.exists(): os.truncate(path, size)
         raise OSError(e.errno, f"{path} could not be written ({e.strerror});"
@@ -178,7 +184,8 @@ def claim_run(
         f"nothing to resume: {out / 'state'} holds no state")
     if resume or not out.exists(): return
     if not out.is_dir(): raise FileExistsError(f"{out} is a file, no folder")
-    inside = (p for p in out.rglob("*") if p.is_file() and p.name[0] != ".")
+    inside = (p for p in out.rglob("*") if p.is_file() and p.name[0] != "."
+              and p != out / "config.json")      # killed before it began
     if not overwrite and any(inside): raise FileExistsError(
         f"{out} exists already: resume it (--resume), replace it"
         " (--overwrite), or choose another folder (--out)")
@@ -199,7 +206,8 @@ def clear_run(
     run: str,  # the folder of a run
 ):
     "Remove an older run's files, and nothing else"
-    shutil.rmtree(Path(run, "state"), ignore_errors=True)
+    for name in ("state", "tracking"):
+        shutil.rmtree(Path(run, name), ignore_errors=True)
     for name in _files: Path(run, name).unlink(missing_ok=True)
     for image in Path(run, "samples").glob("[0-9]*.png"): image.unlink()
 
@@ -216,21 +224,28 @@ def read_config(
     except ValueError as e: raise ValueError(f"{path} is damaged ({e})") from e
 
 
+def build_model(
+    config: dict,  # of read_config
+):  # a model with fresh weights
+    "The model that a run's config describes"
+    from flowbook import DiT, DiTLlama, UNet
+    args = {k: v for k, v in config.items() if k not in ("model", "run")}
+    classes = {c.__name__: c for c in (DiT, DiTLlama, UNet)}
+    if config.get("model") not in classes: raise ValueError(
+        f"this run holds a {config.get('model')}, not a {', '.join(classes)}:"
+        " build it and load model.safetensors yourself")
+    return classes[config["model"]](**args)
+
+
 def load_run(
     run: str,  # the folder of a run
 ) -> tuple:  # the model with averaged weights, and config.json as a dict
     "Open what `Trainer` wrote"
-    from flowbook import DiT, DiTLlama, UNet
     config, file = read_config(run), Path(run, "model.safetensors")
     if not file.exists(): raise FileNotFoundError(
         f"{run} has no weights (model.safetensors): train it first, or finish"
         " it with `flowbook train --resume`")
-    args = {k: v for k, v in config.items() if k not in ("model", "run")}
-    classes = {c.__name__: c for c in (DiT, DiTLlama, UNet)}
-    if config.get("model") not in classes: raise ValueError(
-        f"{run} holds a {config.get('model')}, not a {', '.join(classes)}:"
-        " build it and load model.safetensors yourself")
-    model = classes[config["model"]](**args)
+    model = build_model(config)
     try: model.load_state_dict(read_tensors(file)[0])
     except (ValueError, RuntimeError) as e: raise ValueError(
         f"{file} is damaged or of another model ({e}): `flowbook train"

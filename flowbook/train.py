@@ -10,6 +10,7 @@ __all__ = ['SCHEDULES', 'OPTIMIZERS', 'warmup_cosine', 'wsd', 'adamw', 'muon', '
 import copy
 import io
 import json
+import os
 import platform
 import re
 import signal
@@ -18,6 +19,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -133,7 +135,7 @@ def _stop_flag():
         signal.signal(signum, signal.default_int_handler)
     here = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGINT, signal.SIGTERM) if here else ()
-    old = {s: signal.signal(s, stop) for s in signals}
+    old = {s: signal.signal(s, stop) or signal.SIG_DFL for s in signals}
     try: yield flag
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
@@ -151,7 +153,7 @@ class Trainer:
         batch_size: int = 128,  # images a step, over all processes
         lr: float = 2e-3,  # the learning rate's peak
         weight_decay: float = 0.01,  # share of lr that weights shrink by
-        optimizer="adamw",  # adamw, muon, or (model, lr, weight_decay) -> list
+        optimizer="adamw",  # adamw, muon, or (model, lr, weight_decay) -> one
         schedule="wsd",  # wsd, cosine, or (step, steps) -> factor of lr
         clip: float = 1.0,  # largest norm of the gradient
         ema_decay: float = 0.999,  # see average_weights
@@ -160,7 +162,7 @@ class Trainer:
         seed: int = 0,  # of batches, noise, times and dropped labels
         precision: str = None,  # no, bf16; None: bf16 on a GPU that has it
         compile: bool = False,  # use torch.compile?
-        save_seconds: float = 60,  # how often the state is saved
+        save_seconds: float = 60,  # between states, looked at when logging
         sample_every: int = None,  # steps between grids of samples; None: none
         log_with: str = None,  # a tracker of Accelerate's, such as tensorboard
         callbacks: dict = None,  # moment -> callable, or a list of them
@@ -190,7 +192,7 @@ class Trainer:
 _settings = ("batch_size", "lr", "weight_decay", "optimizer", "schedule",
              "clip", "ema_decay", "augment", "accumulate", "seed", "precision",
              "compile")
-_free = "accumulate", "compile", "processes"  # may change when a run goes on
+_free = "lr", "clip", "accumulate", "compile", "processes"  # can be changed
 _times = "start", "step", "log", "sample", "save", "end"
 
 
@@ -198,7 +200,10 @@ def _described(thing):
     "A function's name, or a class and its settings, without addresses"
     if thing is None or isinstance(thing, (str, int, float)): return thing
     if hasattr(thing, "__name__"): return thing.__name__
-    args = ", ".join(f"{k}={v!r}" for k, v in vars(thing).items())
+    if isinstance(thing, partial):
+        return f"{thing.func.__name__}{thing.args}{thing.keywords}"
+    args = ", ".join(f"{k}={v!r}" for k, v in
+                     getattr(thing, "__dict__", {}).items())
     return re.sub(r" at 0x\w+", "", f"{type(thing).__name__}({args})")
 
 
@@ -206,8 +211,10 @@ def _checked(settings, data, flow):
     "The settings as they are written down; refuse what can't be"
     s = settings
     for name in ("lr", "clip", "batch_size", "accumulate"):
-        if not s[name] > 0: raise ValueError(
-            f"{name} must be above 0, got {s[name]}")
+        whole = name in ("batch_size", "accumulate")
+        if not s[name] > 0 or whole and s[name] != int(s[name]):
+            raise ValueError(f"{name} must be {'whole and ' * whole}above 0,"
+                             f" got {s[name]}")
     for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
         if not (callable(s[name]) or s[name] in known): raise ValueError(
             f"unknown {name} {s[name]!r}: expected {', '.join(known)}, or a"
@@ -219,7 +226,7 @@ def _checked(settings, data, flow):
     batch_indices(len(data.train), s["batch_size"], 0)
     return {**{k: _described(v) for k, v in s.items()},
             "data": asdict(data.spec), "flow": _described(flow),
-            "train_images": checksum({"images": data.train.images})}
+            "train_set": checksum(vars(data.train))}
 
 
 def _moments(callbacks):
@@ -243,9 +250,9 @@ def _accelerate(self: Trainer, log_with):
     s = self.settings
     if s["precision"] is None:
         good = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        s["precision"] = "bf16" if good else "no"
-    if s["compile"]: more = {"dynamo_backend": "inductor"}
-    else: more = {}
+        s["precision"] = os.environ.get("ACCELERATE_MIXED_PRECISION",
+                                        "bf16" if good else "no")
+    more = {"dynamo_backend": "inductor"} if s["compile"] else {}
     if log_with and self.out is None: raise ValueError(
         "log_with needs out, a folder to write to")
     AcceleratorState._reset_state()  # each trainer has its own precision
@@ -254,6 +261,9 @@ def _accelerate(self: Trainer, log_with):
         project_dir=self.out, **more)
     if log_with and not self.accelerator.log_with: raise ValueError(
         f"the tracker {log_with!r} is not installed: pip install {log_with}")
+    if self.accelerator.gradient_accumulation_steps > 1: raise ValueError(
+        "gradients are accumulated by the Trainer: set accumulate"
+        " (--accumulate), not Accelerate's gradient_accumulation_steps")
     s["processes"] = self.accelerator.num_processes
     self.parts = s["processes"] * s["accumulate"]
     if s["batch_size"] % self.parts: raise ValueError(
@@ -266,12 +276,17 @@ def _prepare(self: Trainer, model, make_optimizers):
     "Model, average, optimizers and data on their device"
     s, device = self.settings, self.accelerator.device
     sharded = self.accelerator.distributed_type == "FSDP"
+    if sharded and not self.accelerator.is_fsdp2: raise ValueError(
+        "models are cut into shards by FSDP 2 only: --fsdp_version 2")
+    if sharded and s["optimizer"] == "muon": raise ValueError(
+        "muon needs whole matrices: use adamw where a model is sharded")
     if not sharded: model = model.to(device)
     self.labelled = getattr(model, "num_classes", None) != 0
     self.model_config = {"model": type(model).__name__,
                          **getattr(model, "_hub_mixin_config", {})}
     self.average = None if sharded else copy.deepcopy(model).eval()
     opts = make_optimizers(model, s["lr"], s["weight_decay"])
+    opts = [opts] if isinstance(opts, torch.optim.Optimizer) else opts
     self.model, *self.opts = self.accelerator.prepare(model, *opts)
     self.rates = [[g["lr"] for g in o.param_groups] for o in self.opts]
     self.averages = [w.detach().clone() for w in self.model.parameters()
@@ -285,7 +300,7 @@ def _one_step(self: Trainer):
     s, device = self.settings, self.accelerator.device
     i = batch_indices(len(self.train_set), s["batch_size"], self.step,
                       s["seed"])
-    x, y = self.train_set[i.to(device)]
+    x, y = self.train_set[i.to(device, non_blocking=True)]
     dice = generator_for(s["seed"], "step", self.step, device=device)
     if self.augment: x = self.augment(x, dice)
     if not self.labelled: y = None
@@ -343,20 +358,21 @@ def _check_numbers(self: Trainer, t, errors, norms):
     what = f"the gradient's norm is {norms[i]:g}" if not len(bad) else (
         f"the loss is {errors[i].mean():g} for {len(bad)} of {len(t[i])} images"
         f" (t from {bad.min():.3g} to {bad.max():.3g})")
+    kept = "the last saved state is kept, resume it" if self.out else "start"
     raise FloatingPointError(
-        f"{what} at step {step + 1}, learning rate {self._rate(step):g}: the"
-        " last saved state is kept; go on from it"
-        " with a smaller learning rate, or a smaller clip")
+        f"{what} at step {step + 1}, learning rate {self._rate(step):g}: {kept}"
+        f" with an lr below {self.settings['lr']:g}, or a smaller clip")
 
 
 @patch
 def _look(self: Trainer):
     "Fetch what the last steps left on the device, as a line for the log"
     t, errors, norms = self._fetch()
+    self._copy_buffers()
     self._check_numbers(t, errors, norms)
     bins, losses = (t * 10).long().clamp(0, 9), errors.mean(1).tolist()
     by_t = [errors[bins == b] for b in range(10)]
-    seconds = time.time() - self.start
+    seconds = time.monotonic() - self.start
     images = len(losses) * self.settings["batch_size"]
     row = {"step": self.step, "loss": sum(losses) / len(losses),
            "lr": self._rate(self.step - 1), "grad_norm": norms.mean().item(),
@@ -395,6 +411,14 @@ def _tell(self: Trainer, moment, *args):
 
 
 @patch
+def _everyone(self: Trainer, number):
+    "A number from each process"
+    if self.accelerator.num_processes == 1: return [number]
+    mine = torch.tensor([number], device=self.accelerator.device)
+    return self.accelerator.gather(mine).tolist()
+
+
+@patch
 def _agree(self: Trainer, *flags):
     "True where any process says so"
     if self.accelerator.num_processes == 1: return flags
@@ -412,11 +436,13 @@ def smooth(values: list, n: int = 20) -> list:
 
 
 def _curve(trainer, steps):
-    "The loss so far, with what is left in the title"
+    "The loss so far, a thousand points of it, and what is left to do"
     from flowbook.plot import show_curves
-    fig = show_curves({"each step": trainer.losses,
-                       "running mean": smooth(trainer.losses)},
-                      "step", "loss", "y")
+    at = range(0, len(trainer.losses), 1 + len(trainer.losses) // 1000)
+    curves = {"each step": trainer.losses,
+              "running mean": smooth(trainer.losses)}
+    fig = show_curves({name: (list(at), [ys[i] for i in at])
+                       for name, ys in curves.items()}, "step", "loss", "y")
     left = (steps - trainer.step) * trainer.seconds / max(1, trainer.step)
     fig.axes[0].set_title(
         f"step {trainer.step:,} of {steps:,}, loss {trainer.mean_loss():.3f},"
@@ -439,8 +465,8 @@ def _console(trainer, steps, progress):
         handle, last = None, 0.0
         def show():
             nonlocal handle, last
-            if trainer.step < steps and time.time() - last < 2: return
-            fig, last = _curve(trainer, steps), time.time()
+            if trainer.step < steps and time.monotonic() - last < 2: return
+            fig, last = _curve(trainer, steps), time.monotonic()
             if handle: handle.update(fig)
             else: handle = display(fig, display_id=True)
         yield show
@@ -477,8 +503,12 @@ def fit(
             except RuntimeError as e:
                 self._explain_memory(e)
                 raise
+        self._copy_buffers()
         self.save()
-    if stopped: raise KeyboardInterrupt
+        for tracker in self.accelerator.trackers: tracker.finish()
+        self.accelerator.trackers = []
+    if stopped: raise KeyboardInterrupt(
+        f"stopped {'and saved ' if self.out else ''}at step {self.step}")
     self._tell("end")
     return self.average
 
@@ -486,7 +516,8 @@ def fit(
 @patch
 def _loop(self: Trainer, steps, log_every, stop, show):
     "Step, sample, look and save; was it stopped before the end?"
-    self.start, saved = time.time() - self.seconds, time.time()
+    saved = time.monotonic()
+    self.start = saved - self.seconds
     self.model.train()
     while self.step < steps:
         self._one_step()
@@ -498,19 +529,20 @@ def _loop(self: Trainer, steps, log_every, stop, show):
             show()
         elif self.accelerator.num_processes > 1 or not stop.is_set(): continue
         stopping, saving = self._agree(
-            stop.is_set(), time.time() - saved > self.save_seconds)
+            stop.is_set(), time.monotonic() - saved > self.save_seconds)
         if stopping: return self.step < steps
         if saving and self.step < steps:
             self.save()
-            saved = time.time()
+            saved = time.monotonic()
     return False
 
 # %% ../nbs/12_train.ipynb #src-memory
 @patch
 def _explain_memory(self: Trainer, error):
     "If memory ran out, say what helps"
-    if not (isinstance(error, torch.OutOfMemoryError)
-            or "can't allocate memory" in str(error)): return
+    if not isinstance(error, torch.OutOfMemoryError) and not re.search(
+            r"out of memory|not enough memory|can't allocate memory",
+            str(error)): return
     s = self.settings
     each, k = s["batch_size"] // s["processes"], s["accumulate"]
     more = next((n for n in range(k + 1, each + 1) if each % n == 0), None)
@@ -527,18 +559,25 @@ def _explain_memory(self: Trainer, error):
 def averaged(self: Trainer):
     "The model with averaged weights, while a with block lasts"
     if self.average is not None:
-        for a, b in zip(self.average.buffers(), self.model.buffers()):
-            a.copy_(b)                           # counters are not averaged
+        self._copy_buffers()
         yield self.average
         return
     weights = list(self.model.parameters())      # sharded: change them places
     raw = [w.detach().clone() for w in weights]
     with torch.no_grad():
         for w, a in zip(weights, self.averages): w.copy_(a)
-    try: yield self.model
+    try: yield self.model.eval()
     finally:
+        self.model.train()
         with torch.no_grad():
             for w, r in zip(weights, raw): w.copy_(r)
+
+
+@patch
+def _copy_buffers(self: Trainer):
+    "The average's buffers are the model's: counters can't be averaged"
+    if self.average is None: return
+    for a, b in zip(self.average.buffers(), self.model.buffers()): a.copy_(b)
 
 # %% ../nbs/12_train.ipynb #src-state
 _full = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -594,16 +633,27 @@ def _open(self: Trainer, steps, log_every):
     "Start or reopen the run's folder"
     if self.rng is not None: self._set_rng()
     if self.out is None: return
-    if self.accelerator.is_main_process:
+    first = self.accelerator.is_main_process
+    if first:
+        for part in self.out.rglob(".*.part"): part.unlink()  # of a kill
         if not self.opened:
             claim_run(self.out, overwrite=self.overwrite)
             clear_run(self.out)
         elif self.seen != [p.name for p in states(self.out)]:
             raise FileExistsError(f"{self.out} has changed since this Trainer"
                                   " was made: make a new one with resume=True")
+    if first: self._describe(steps, log_every)
     if not self.opened: self.save()              # from here it can be resumed
     self.opened = True
-    if not self.accelerator.is_main_process: return
+    if not first: return
+    trim_lines(self.out / "metrics.jsonl", self.step)
+    if self.accelerator.log_with and not self.accelerator.trackers:
+        self.accelerator.init_trackers("tracking")
+
+
+@patch
+def _describe(self: Trainer, steps, log_every):
+    "Write config.json"
     names = "torch", "accelerate", "safetensors", "flowbook"
     run = {"steps": steps, "log_every": log_every, **self.settings, **self.info,
            "device": self.accelerator.device.type,
@@ -611,8 +661,6 @@ def _open(self: Trainer, steps, log_every):
                         **{name: version(name) for name in names}}}
     config = json.dumps({**self.model_config, "run": run}, indent=2)
     atomic_write(self.out / "config.json", config.encode())
-    trim_lines(self.out / "metrics.jsonl", self.step)
-    if self.accelerator.log_with: self.accelerator.init_trackers("tracking")
 
 
 @patch
@@ -649,6 +697,8 @@ def _restore(self: Trainer):
     tensors, info = newest_state(self.out)
     for name, value in info["settings"].items():
         mine = json.loads(json.dumps(self.settings.get(name)))
+        if name == "train_set" and mine != value: raise ValueError(
+            f"the run in {self.out} was made with other training images")
         if name not in _free and mine != value: raise ValueError(
             f"the run in {self.out} was made with {name}={value}, not"
             f" {mine}: resume it with its own settings")
@@ -661,8 +711,11 @@ def _restore(self: Trainer):
         set_model_state_dict(self.model, parts["model"], options=_full)
     except RuntimeError as e: raise ValueError(
         f"the run in {self.out} holds another model: {e}") from e
-    if info["step"]: self._load_memory(parts["opt"], info["groups"])
+    if parts["opt"]: self._load_memory(parts["opt"], info["groups"])
     self.step, self.seconds = info["step"], info["seconds"]
+    if self._agree(self.step != max(self._everyone(self.step)))[0]:
+        raise ValueError(f"processes read different states of {self.out}: its"
+                         " file system has to be shared, and up to date")
     self.rng, device = parts["rng"], self.accelerator.device
     if parts["pending"]: self.pending = list(zip(
         *(parts["pending"][k].to(device) for k in ("t", "errors", "norms"))))
@@ -682,7 +735,12 @@ def _load_memory(self: Trainer, tensors, groups):
                for k, v in g.items()} for g in groups]
     set_optimizer_state_dict(
         self.model, [o.optimizer for o in self.opts],
-        {"state": memory, "param_groups": groups}, options=_full)
+        {"state": memory, "param_groups": groups}, options=StateDictOptions(
+            full_state_dict=True, cpu_offload=True, strict=False))
+    whole = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+    idle = [p for name, p in whole.named_parameters() if name not in memory]
+    for opt in self.opts:                        # never had a gradient
+        for p in idle: opt.optimizer.state.pop(p, None)
 
 # %% ../nbs/12_train.ipynb #src-samples
 def class_noise(
@@ -757,14 +815,14 @@ def held_out_loss(
     split,  # a Split that training never saw
     max_images: int = 2000,  # as many as are used, from the start
     seed: int = 0,  # of noise and times
-    batch_size: int = 500,  # images at a time
 ) -> float:  # the mean loss, no labels hidden
     "The loss on images that training never saw, with draws that stay the same"
     device, total, n = device_of(model), 0.0, min(max_images, len(split))
-    for start in range(0, n, batch_size):
-        rows = torch.arange(start, min(n, start + batch_size))
-        x, y = split[rows]
-        noise, t, _ = flow.draw(model, x, y, generator_for(seed, "held", start))
-        errors = flow.errors(model, *(a.to(device) for a in (x, noise, t, y)))
+    plain = getattr(model, "num_classes", None) == 0
+    for start in range(0, n, 100):
+        x, y = split[torch.arange(start, min(n, start + 100))]
+        noise, t, _ = flow.draw(model, x, None, generator_for(seed, start))
+        x, noise, t, y = (a.to(device) for a in (x, noise, t, y))
+        errors = flow.errors(model, x, noise, t, None if plain else y)
         total += errors.sum().item()
     return total / n
