@@ -72,7 +72,8 @@ def _more_arguments(p):
       " the pictures (default: for cifar10 and folders with colour)")
     a("--precision", choices=["no", "bf16"], help="of the large products"
       " (default: bf16 on a GPU that has it)")
-    a("--compile", action="store_true", default=None, help="use torch.compile")
+    a("--compile", action=argparse.BooleanOptionalAction, help="use"
+      " torch.compile (default: no)")
     a("--accumulate", type=_count, help="compute each batch in this many parts,"
       " which needs less memory (default: 1)")
     a("--save-seconds", type=_above(-1, float, "a number, 0 or more"),
@@ -162,9 +163,9 @@ def _model(spec, patch_size, seed, config):
     import torch
 
     from flowbook.dit_llama import DiTLlama
+    from flowbook.runs import build_model
     torch.manual_seed(seed)
-    if config: return DiTLlama(
-        **{k: v for k, v in config.items() if k not in ("model", "run")})
+    if config: return build_model(config)
     more = {} if patch_size is None else {"patch_size": patch_size}
     return DiTLlama.from_preset(
         _preset(spec), in_channels=spec.channels, input_size=list(spec.size),
@@ -194,7 +195,7 @@ def _resumed(args):
     run, name = config["run"], config["run"]["data"]["name"]
     asked = args.data
     if asked and Path(asked).is_dir(): asked = str(Path(asked).resolve())
-    made = dict(data=name, patch_size=config["patch_size"],
+    made = dict(data=name, patch_size=config.get("patch_size"),
                 image_size=run.get("image_size"),
                 flip=run["augment"] == "random_flip")
     for key, given in dict(data=asked, patch_size=args.patch_size, flip=args.
@@ -226,6 +227,8 @@ def _trainer(args):
     for key, usual in settings.items():
         given = getattr(args, key)
         settings[key] = run.get(key, usual) if given is None else given
+    settings |= {key: run[key] for key in ("clip", "ema_decay", "weight_decay")
+                 if key in run}                  # of a run made in Python
     flip = _flips(data.spec) if args.flip is None else args.flip
     steps = _steps(args, run, data.spec, len(data.train),
                    settings["batch_size"])
@@ -248,9 +251,9 @@ def _train(args):
         f" {s['data']['name']}, {steps:,} steps of {s['batch_size']}, into"
         f" {out}")
     try: trainer.fit(steps, progress=not args.quiet)
-    except KeyboardInterrupt:
-        say(f"stopped and saved at step {trainer.step}; go on with: flowbook"
-            f" train --resume --out {out}")
+    except KeyboardInterrupt as e:
+        say(f"{e}; go on with: flowbook train --resume --out {out}" if str(e)
+            else "interrupted before the step was saved")
         return 130
     trainer.report()
     say(f"{trainer.step:,} steps in {trainer.seconds:.0f} s, loss"
