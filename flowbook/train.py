@@ -35,8 +35,8 @@ from .flow import RectifiedFlow
 from .guidance import CFG
 from .runs import (
     append_line, checksum, claim_run, clear_results, clear_run, has_run,
-    hold_run, load_run, newest_state, read_lines, states, trim_lines,
-    write_state, write_tensors)
+    hold_run, newest_state, read_lines, states, trim_lines, write_state,
+    write_tensors)
 from .samplers import device_of, sample
 
 # %% ../nbs/12_train.ipynb #src-cosine
