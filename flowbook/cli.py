@@ -56,7 +56,8 @@ def _train_arguments(p):
     a("--image-size", type=_count, help="crop the pictures of a folder to"
       " squares of this many pixels")
     old("--resume", action="store_true", help="go on with the run in --out,"
-        " with its own settings; only --steps or --epochs may change")
+        " with its own settings; only its length, --lr, --accumulate and"
+        " --compile may change")
     old("--auto-resume", action="store_true", help="the same if there is such"
         " a run, else start one")
     old("--overwrite", action="store_true", help="replace the run in --out")
@@ -359,6 +360,7 @@ def _info(args):
                                   "images_per_second": 0}
     run = config.pop("run")
     d, versions = run.pop("data"), run.pop("versions")
+    run.pop("train_set", None)                   # a long checksum
     table = {
         "model": f"{config.pop('model')}, {model.num_params():,} parameters",
         "config": ", ".join(f"{k} {v}" for k, v in config.items()),
