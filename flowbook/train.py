@@ -505,6 +505,7 @@ def fit(
                 raise
         self._copy_buffers()
         self.save()
+        self.accelerator.wait_for_everyone()     # until the first has written
         for tracker in self.accelerator.trackers: tracker.finish()
         self.accelerator.trackers = []
     if stopped: raise KeyboardInterrupt(
@@ -695,6 +696,9 @@ def _load_average(self: Trainer, weights):
 def _restore(self: Trainer):
     "Go back to the newest intact state in the run's folder"
     tensors, info = newest_state(self.out)
+    if len(set(self._everyone(info["step"]))) > 1: raise ValueError(
+        f"processes read different states of {self.out}: its file system has"
+        " to be shared, and up to date")
     for name, value in info["settings"].items():
         mine = json.loads(json.dumps(self.settings.get(name)))
         if name == "train_set" and mine != value: raise ValueError(
@@ -713,12 +717,13 @@ def _restore(self: Trainer):
         f"the run in {self.out} holds another model: {e}") from e
     if parts["opt"]: self._load_memory(parts["opt"], info["groups"])
     self.step, self.seconds = info["step"], info["seconds"]
-    if self._agree(self.step != max(self._everyone(self.step)))[0]:
-        raise ValueError(f"processes read different states of {self.out}: its"
-                         " file system has to be shared, and up to date")
     self.rng, device = parts["rng"], self.accelerator.device
-    if parts["pending"]: self.pending = list(zip(
-        *(parts["pending"][k].to(device) for k in ("t", "errors", "norms"))))
+    if parts["pending"]:                         # of one process: share them
+        n = self.settings["batch_size"] // self.accelerator.num_processes
+        i = self.accelerator.process_index * n
+        t, errors, norms = (parts["pending"][k].to(device)
+                            for k in ("t", "errors", "norms"))
+        self.pending = list(zip(t[:, i:i + n], errors[:, i:i + n], norms))
     self.opened, self.seen = True, [p.name for p in states(self.out)]
     self.losses = [loss for row in read_lines(self.out / "metrics.jsonl")
                    if row["step"] <= self.step for loss in row["losses"]]
