@@ -63,7 +63,7 @@ def _train_arguments(p):
     old("--overwrite", action="store_true", help="replace the run in --out")
     a("--quiet", action="store_true", help="no progress bar")
 
-
+# %% ../nbs/92_cli.ipynb #src-more-arguments
 def _more_arguments(p):
     a = p.add_argument_group("for longer runs").add_argument
     a("--optimizer", choices=["adamw", "muon"], help="default: adamw")
@@ -84,7 +84,7 @@ def _more_arguments(p):
     a("--log-with", help="also log to a tracker that Accelerate knows, such as"
       " tensorboard")
 
-
+# %% ../nbs/92_cli.ipynb #src-sampling-arguments
 def _sampling_arguments(p, steps):
     a = p.add_argument
     a("run", help="the folder of a run, as `flowbook train` writes it")
@@ -133,7 +133,7 @@ def _evaluate_arguments(p):
 def _info_arguments(p):
     p.add_argument("run", help="the folder of a run")
 
-# %% ../nbs/92_cli.ipynb #src-train
+# %% ../nbs/92_cli.ipynb #src-recipes
 _settings = dict(lr=2e-3, seed=0, optimizer="adamw", schedule="wsd",
                  precision=None, compile=False, accumulate=1)
 _recipes = {"digits": dict(batch_size=128, steps=600),
@@ -141,24 +141,24 @@ _recipes = {"digits": dict(batch_size=128, steps=600),
             "fashion_mnist": dict(batch_size=64, epochs=8),
             "cifar10": dict(batch_size=128, epochs=30)}
 
-
+# %% ../nbs/92_cli.ipynb #src-recipe
 def _recipe(spec):
     "Batch size and length of training that suit a dataset"
     return _recipes.get(spec.name, dict(batch_size=64, steps=2000))
 
-
+# %% ../nbs/92_cli.ipynb #src-flips
 def _flips(spec):
     "Does a picture of this dataset mean the same in a mirror?"
     return spec.name not in ("digits", "mnist") and spec.channels == 3
 
-
+# %% ../nbs/92_cli.ipynb #src-preset
 def _preset(spec):
     "The name of the preset that suits a dataset"
     if spec.name in ("digits", "cifar10"): return spec.name
     if max(spec.size) <= 16: return "digits"
     return "mnist" if spec.channels == 1 or max(spec.size) < 32 else "cifar10"
 
-
+# %% ../nbs/92_cli.ipynb #src-model
 def _model(spec, patch_size, seed, config):
     "A fresh model for a dataset, or the one that `config` describes"
     import torch
@@ -172,7 +172,7 @@ def _model(spec, patch_size, seed, config):
         _preset(spec), in_channels=spec.channels, input_size=list(spec.size),
         num_classes=spec.classes, **more)
 
-
+# %% ../nbs/92_cli.ipynb #src-out
 def _out(args):
     "The run's folder: as given, or runs/ and the name of the dataset"
     name = Path(args.data or "digits").resolve().name
@@ -188,7 +188,7 @@ def _steps(args, run, spec, n, batch_size):
     epochs = args.epochs or usual["epochs"]
     return max(1, round(epochs * n / batch_size))
 
-# %% ../nbs/92_cli.ipynb #src-train-command
+# %% ../nbs/92_cli.ipynb #src-resumed
 def _resumed(args):
     "The config of the run to resume"
     from flowbook.runs import read_config
@@ -208,7 +208,7 @@ def _resumed(args):
     args.flip = made["flip"]
     return config
 
-
+# %% ../nbs/92_cli.ipynb #src-trainer
 def _trainer(args):
     "The trainer and the length of the run that the arguments describe"
     from accelerate import PartialState
@@ -240,7 +240,7 @@ def _trainer(args):
         sample_every=args.sample_every, log_with=args.log_with,
         augment=random_flip if flip else None, **settings), steps
 
-# %% ../nbs/92_cli.ipynb #src-train-more
+# %% ../nbs/92_cli.ipynb #src-train
 def _train(args):
     "Train a diffusion transformer, into a folder"
     trainer, steps = _trainer(args)
@@ -350,7 +350,7 @@ def _evaluate(args):
     atomic_write(folder / "evaluation.md", (text + "\n").encode())
     print(f"{text}\n\nwritten to {folder}/evaluation.md and .json")
 
-
+# %% ../nbs/92_cli.ipynb #src-info
 def _info(args):
     "Say what a run is"
     from flowbook.runs import load_run, read_lines

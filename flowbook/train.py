@@ -188,14 +188,14 @@ class Trainer:
         if resume: self._restore()
         self.accelerator.wait_for_everyone()
 
-# %% ../nbs/12_train.ipynb #src-checked
+# %% ../nbs/12_train.ipynb #src-settings
 _settings = ("batch_size", "lr", "weight_decay", "optimizer", "schedule",
              "clip", "ema_decay", "augment", "accumulate", "seed", "precision",
              "compile")
 _free = "lr", "clip", "accumulate", "compile", "processes"  # can be changed
 _times = "start", "step", "log", "sample", "save", "end"
 
-
+# %% ../nbs/12_train.ipynb #src-described
 def _described(thing):
     "A function's name, or a class and its settings, without addresses"
     if thing is None or isinstance(thing, (str, int, float)): return thing
@@ -206,7 +206,7 @@ def _described(thing):
                      getattr(thing, "__dict__", {}).items())
     return re.sub(r" at 0x\w+", "", f"{type(thing).__name__}({args})")
 
-
+# %% ../nbs/12_train.ipynb #src-checked
 def _checked(settings, data, flow):
     "The settings as they are written down; refuse what can't be"
     s = settings
@@ -228,7 +228,7 @@ def _checked(settings, data, flow):
             "data": asdict(data.spec), "flow": _described(flow),
             "train_set": checksum(vars(data.train))}
 
-
+# %% ../nbs/12_train.ipynb #src-moments
 def _moments(callbacks):
     "Callbacks as lists, one for each moment"
     found = {moment: [] for moment in _times}
@@ -270,7 +270,7 @@ def _accelerate(self: Trainer, log_with):
         f"batch_size must be divisible by {self.parts} ({s['processes']}"
         f" process(es) x accumulate {s['accumulate']}), got {s['batch_size']}")
 
-
+# %% ../nbs/12_train.ipynb #src-prepare
 @patch
 def _prepare(self: Trainer, model, make_optimizers):
     "Model, average, optimizers and data on their device"
@@ -318,7 +318,7 @@ def _one_step(self: Trainer):
     self.step += 1
     self.pending.append((*errors, norm.detach()))
 
-
+# %% ../nbs/12_train.ipynb #src-backward
 @patch
 def _backward(self: Trainer, x, noise, t, y):
     "Gradients of this process's rows, part by part; their times and errors"
@@ -336,7 +336,7 @@ def _backward(self: Trainer, x, noise, t, y):
         errors.append(e.detach())
     return t[first * size:(first + k) * size], torch.cat(errors)
 
-# %% ../nbs/12_train.ipynb #src-read
+# %% ../nbs/12_train.ipynb #src-fetch
 @patch
 def _fetch(self: Trainer):
     "Times, errors (steps, images) and norms (steps,) from every process"
@@ -346,7 +346,7 @@ def _fetch(self: Trainer):
         self.accelerator.gather(a.T.contiguous()).T for a in (t, errors))
     return [a.cpu().double() for a in (t, errors, norms)]
 
-
+# %% ../nbs/12_train.ipynb #src-check-numbers
 @patch
 def _check_numbers(self: Trainer, t, errors, norms):
     "Stop where a loss or a gradient is no number any more"
@@ -363,7 +363,7 @@ def _check_numbers(self: Trainer, t, errors, norms):
         f"{what} at step {step + 1}, learning rate {self._rate(step):g}: {kept}"
         f" with an lr below {self.settings['lr']:g}, or a smaller clip")
 
-
+# %% ../nbs/12_train.ipynb #src-look
 @patch
 def _look(self: Trainer):
     "Fetch what the last steps left on the device, as a line for the log"
@@ -384,32 +384,32 @@ def _look(self: Trainer):
     self.pending.clear()
     return row
 
-# %% ../nbs/12_train.ipynb #src-small
+# %% ../nbs/12_train.ipynb #src-rate
 @patch
 def _rate(self: Trainer, step):
     "Learning rate of a step, from 0"
     return self.rates[0][0] * self.schedule(step, self.steps)
 
-
+# %% ../nbs/12_train.ipynb #src-mean-loss
 @patch
 def mean_loss(self: Trainer, n: int = 100) -> float:
     "Mean of the last `n` losses"
     last = self.losses[-n:]
     return sum(last) / max(1, len(last))
 
-
+# %% ../nbs/12_train.ipynb #src-speed
 @patch
 def speed(self: Trainer) -> float:
     "Images a second, over the whole run"
     return self.step * self.settings["batch_size"] / max(1e-9, self.seconds)
 
-
+# %% ../nbs/12_train.ipynb #src-tell
 @patch
 def _tell(self: Trainer, moment, *args):
     "Call the callbacks of a moment"
     for call in self.callbacks[moment]: call(self, *args)
 
-
+# %% ../nbs/12_train.ipynb #src-everyone
 @patch
 def _everyone(self: Trainer, number):
     "A number from each process"
@@ -417,7 +417,7 @@ def _everyone(self: Trainer, number):
     mine = torch.tensor([number], device=self.accelerator.device)
     return self.accelerator.gather(mine).tolist()
 
-
+# %% ../nbs/12_train.ipynb #src-agree
 @patch
 def _agree(self: Trainer, *flags):
     "True where any process says so"
@@ -426,7 +426,7 @@ def _agree(self: Trainer, *flags):
                          device=self.accelerator.device)
     return [v > 0 for v in self.accelerator.reduce(votes, "sum").tolist()]
 
-# %% ../nbs/12_train.ipynb #src-console
+# %% ../nbs/12_train.ipynb #src-smooth
 def smooth(values: list, n: int = 20) -> list:
     "Running mean over up to `n` values back"
     sums = torch.tensor([0.0, *values], dtype=torch.float64).cumsum(0)
@@ -434,7 +434,7 @@ def smooth(values: list, n: int = 20) -> list:
     starts = (ends - n).clamp(min=0)
     return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
 
-
+# %% ../nbs/12_train.ipynb #src-curve
 def _curve(trainer, steps):
     "The loss so far, a thousand points of it, and what is left to do"
     from flowbook.plot import show_curves
@@ -449,12 +449,12 @@ def _curve(trainer, steps):
         f" {trainer.speed():,.0f} images/s, {left:.0f} s left", fontsize=10)
     return fig
 
-
+# %% ../nbs/12_train.ipynb #src-in-notebook
 def _in_notebook():
     shell = sys.modules.get("IPython")
     return hasattr(shell and shell.get_ipython(), "kernel")
 
-
+# %% ../nbs/12_train.ipynb #src-console
 @contextmanager
 def _console(trainer, steps, progress):
     "What shows the progress of a fit: called after each look at the loss"
@@ -513,7 +513,7 @@ def fit(
     self._tell("end")
     return self.average
 
-
+# %% ../nbs/12_train.ipynb #src-loop
 @patch
 def _loop(self: Trainer, steps, log_every, stop, show):
     "Step, sample, look and save; was it stopped before the end?"
@@ -580,10 +580,10 @@ def _copy_buffers(self: Trainer):
     if self.average is None: return
     for a, b in zip(self.average.buffers(), self.model.buffers()): a.copy_(b)
 
-# %% ../nbs/12_train.ipynb #src-state
+# %% ../nbs/12_train.ipynb #src-full
 _full = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
-
+# %% ../nbs/12_train.ipynb #src-state
 @patch
 def _state(self: Trainer):
     "All that is needed to go on: tensors, and the rest as JSON"
@@ -608,7 +608,7 @@ def _state(self: Trainer):
     return {f"{part}/{name}": x for part, tensors in parts.items()
             for name, x in tensors.items()}, info
 
-
+# %% ../nbs/12_train.ipynb #src-save
 @patch
 def save(self: Trainer):
     "Write a state and the averaged weights"
@@ -651,7 +651,7 @@ def _open(self: Trainer, steps, log_every):
     if self.accelerator.log_with and not self.accelerator.trackers:
         self.accelerator.init_trackers("tracking")
 
-
+# %% ../nbs/12_train.ipynb #src-describe
 @patch
 def _describe(self: Trainer, steps, log_every):
     "Write config.json"
@@ -663,7 +663,7 @@ def _describe(self: Trainer, steps, log_every):
     config = json.dumps({**self.model_config, "run": run}, indent=2)
     atomic_write(self.out / "config.json", config.encode())
 
-
+# %% ../nbs/12_train.ipynb #src-log
 @patch
 def _log(self: Trainer, row):
     "Add a line to the log, on the first process"
@@ -674,7 +674,7 @@ def _log(self: Trainer, row):
         step=self.step)
     self._tell("log", row)
 
-# %% ../nbs/12_train.ipynb #src-restore
+# %% ../nbs/12_train.ipynb #src-set-rng
 @patch
 def _set_rng(self: Trainer):
     "PyTorch's random generators as they were when the state was saved"
@@ -683,7 +683,7 @@ def _set_rng(self: Trainer):
         torch.cuda.set_rng_state(self.rng["cuda"], self.accelerator.device)
     self.rng = None
 
-
+# %% ../nbs/12_train.ipynb #src-load-average
 @patch
 def _load_average(self: Trainer, weights):
     "Averaged weights back in their place"
@@ -691,7 +691,7 @@ def _load_average(self: Trainer, weights):
     set_model_state_dict(self.model, weights, options=_full)
     self.averages = [w.detach().clone() for w in self.model.parameters()]
 
-
+# %% ../nbs/12_train.ipynb #src-restore
 @patch
 def _restore(self: Trainer):
     "Go back to the newest intact state in the run's folder"
@@ -728,7 +728,7 @@ def _restore(self: Trainer):
     self.losses = [loss for row in read_lines(self.out / "metrics.jsonl")
                    if row["step"] <= self.step for loss in row["losses"]]
 
-
+# %% ../nbs/12_train.ipynb #src-load-memory
 @patch
 def _load_memory(self: Trainer, tensors, groups):
     "The optimizers' memory, by the name of the parameter"
@@ -747,7 +747,7 @@ def _load_memory(self: Trainer, tensors, groups):
     for opt in self.opts:                        # never had a gradient
         for p in idle: opt.optimizer.state.pop(p, None)
 
-# %% ../nbs/12_train.ipynb #src-samples
+# %% ../nbs/12_train.ipynb #src-class-noise
 def class_noise(
     model,  # whose device the noise has to be on
     spec,  # the DataSpec of its data
@@ -762,7 +762,7 @@ def class_noise(
                         generator=generator_for(seed, "samples"))
     return noise.to(device_of(model)), y.to(device_of(model))
 
-
+# %% ../nbs/12_train.ipynb #src-sample-classes
 def sample_classes(
     model,  # a model with num_classes; where that is 0, labels are not used
     spec,  # the DataSpec of its data
@@ -782,7 +782,7 @@ def sample_classes(
                None if plain else y, solver, steps, grid, dice, batch_size=100)
     return x.cpu(), y.cpu()
 
-
+# %% ../nbs/12_train.ipynb #src-draw-samples
 @patch
 def draw_samples(self: Trainer):
     "Write a grid of samples into the run's folder, samples/STEP.png"
@@ -799,7 +799,7 @@ def draw_samples(self: Trainer):
         atomic_write(folder / f"{self.step:06d}.png", buffer.getvalue())
     self._tell("sample", images)
 
-
+# %% ../nbs/12_train.ipynb #src-report
 @patch
 def report(self: Trainer):
     "Write loss.png and a last grid of samples into the run's folder"
