@@ -655,10 +655,12 @@ def _open(self: Trainer, steps, log_every):
 @patch
 def _describe(self: Trainer, steps, log_every):
     "Write config.json"
-    names = "torch", "accelerate", "safetensors", "flowbook"
+    from flowbook import __version__             # also where not installed
+    names = "torch", "accelerate", "safetensors"
     run = {"steps": steps, "log_every": log_every, **self.settings, **self.info,
            "device": self.accelerator.device.type,
            "versions": {"python": platform.python_version(),
+                        "flowbook": __version__,
                         **{name: version(name) for name in names}}}
     config = json.dumps({**self.model_config, "run": run}, indent=2)
     atomic_write(self.out / "config.json", config.encode())
