@@ -553,6 +553,7 @@ def drawn(
     grid="uniform",  # a name in GRIDS, or a callable
     batch_size: int = 100,  # samples at a time
     progress: bool = False,  # show a bar?
+    interval: tuple = (0.0, 1.0),  # when to guide, as in CFG
 ):  # yields images uint8 (b, c, h, w) and labels (b,), on the CPU
     "Samples of all classes in turn, a batch at a time"
     from tqdm.auto import tqdm
@@ -560,12 +561,13 @@ def drawn(
         f"batch_size must be 1 or more, got {batch_size}")
     device, labels = device_of(model), torch.arange(n) % spec.classes
     dice = generator_for(seed, "solver", device=device)
+    guided = CFG(model, guidance, interval=interval)
     with tqdm(total=n, desc="samples", disable=not progress) as bar:
         for i in range(0, n, batch_size):
             y = labels[i:i + batch_size]
             noise = noise_for(seed, i, i + len(y), (spec.channels, *spec.size))
-            x = sample(CFG(model, guidance), noise.to(device), y.to(device),
-                       solver, steps, grid, dice)
+            x = sample(guided, noise.to(device), y.to(device), solver, steps,
+                       grid, dice)
             yield to_uint8(x).cpu(), y
             bar.update(len(y))
 
@@ -684,9 +686,11 @@ def evaluate(
     metrics: tuple = None,  # accuracy, or names in METRICS; None: all
     progress: bool = False,  # show bars?
     cache=True,  # where features of real data are kept, as in look_kept
+    interval: tuple = (0.0, 1.0),  # when to guide, as in CFG
 ) -> dict:  # settings, left_out, and rows: numbers and their conditions
     "Numbers for a model's samples, each beside its value on real test images"
     names, left_out = _plan(model, data, n, solver, steps, grid, metrics)
+    CFG(model, guidance, interval=interval)      # refuses what can't be
     net = extractor or extractor_for(data).to(device_of(model))
     svm = "accuracy" in names and data.spec.classes > 1 and (
         data.spec.channels == 1 or not net.num_classes)
@@ -694,7 +698,7 @@ def evaluate(
     counted = Counted(model)
     found = look(net, _judged(drawn(
         counted, data.spec, n, guidance, solver, steps, seed, grid, batch_size,
-        progress), judge, right))
+        progress, interval), judge, right))
     train, test = (look_kept(net, split, cache, batch_size, word if progress
                              else None) for split, word in (
         (data.train, "training images"), (data.test, "test images")))
@@ -703,7 +707,8 @@ def evaluate(
     rows += _beside(train, found, test, [x for x in names if x != "accuracy"],
                     seed, net.name)
     asked = counted.images / n
-    settings = dict(data=data.spec.name, guidance=guidance, solver=str(solver),
+    settings = dict(data=data.spec.name, guidance=guidance,
+                    interval=list(interval), solver=str(solver),
                     grid=str(grid), steps=steps, seed=seed,
                     evaluations_a_sample=asked)
     return {"settings": settings, "left_out": left_out, "rows": [

@@ -501,7 +501,7 @@ def fit(
             self._tell("start")
             try: stopped = self._loop(steps, log_every, stop, show)
             except RuntimeError as e:
-                self._explain_memory(e)
+                self._explain(e)
                 raise
         self._copy_buffers()
         self.save()
@@ -539,8 +539,13 @@ def _loop(self: Trainer, steps, log_every, stop, show):
 
 # %% ../nbs/12_train.ipynb #src-memory
 @patch
-def _explain_memory(self: Trainer, error):
-    "If memory ran out, say what helps"
+def _explain(self: Trainer, error):
+    "If memory ran out, or nothing could be compiled, say what helps"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError("torch.compile failed, which needs a C++ compiler;"
+                         " compile=False (--no-compile) does without it"
+                         f" ({first})") from error
     if not isinstance(error, torch.OutOfMemoryError) and not re.search(
             r"out of memory|not enough memory|can't allocate memory",
             str(error)): return
@@ -775,13 +780,15 @@ def sample_classes(
     steps: int = 20,  # intervals; heun evaluates the model twice in each
     seed: int = 0,  # of the noise
     grid="uniform",  # as in sample
+    interval: tuple = (0.0, 1.0),  # when to guide, as in CFG
 ) -> tuple:  # images (classes * n, c, h, w) and their labels, on the CPU
     "Samples of each class, class by class"
     noise, y = class_noise(model, spec, n, classes, seed)
     dice = generator_for(seed, "solver", device=noise.device)
     plain = getattr(model, "num_classes", None) == 0
-    x = sample(model if plain else CFG(model, guidance), noise,
-               None if plain else y, solver, steps, grid, dice, batch_size=100)
+    guided = model if plain else CFG(model, guidance, interval=interval)
+    x = sample(guided, noise, None if plain else y, solver, steps, grid, dice,
+               batch_size=100)
     return x.cpu(), y.cpu()
 
 # %% ../nbs/12_train.ipynb #src-draw-samples
