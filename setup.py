@@ -34,7 +34,7 @@ setup(
         *(f"Programming Language :: Python :: {v}" for v in pythons),
     ],
     packages=find_packages(include=["flowbook", "flowbook.*"]),
-    package_data={"flowbook": ["py.typed", "weights/*"]},
+    package_data={"flowbook": ["py.typed", "weights/*", "models/*/*"]},
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={name.removesuffix("_requirements"): shlex.split(value)
                     for name, value in cfg.items()

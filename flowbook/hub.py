@@ -7,6 +7,7 @@ __all__ = ['HubModel', 'image_size', 'check_times']
 
 # %% ../nbs/93_hub.ipynb #imports
 import io
+import json
 from contextlib import redirect_stdout
 
 import torch
@@ -14,6 +15,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+
+from .runs import read_tensors, shipped
 
 # %% ../nbs/93_hub.ipynb #src-hub
 class HubModel(nn.Module, PyTorchModelHubMixin):
@@ -32,6 +35,21 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
         return cls(**{**cls.presets[name], **overrides})
 
     @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,  # mnist, folder, or OWNER/NAME
+        **kwargs,  # as huggingface_hub's mixin has them, for its Hub
+    ) -> "HubModel":  # in eval mode
+        "A trained model: one that comes with the package, a folder's, a Hub's"
+        name = pretrained_model_name_or_path
+        folder = shipped(name)
+        if folder is None: return super().from_pretrained(name, **kwargs)
+        kind = json.loads((folder / "config.json").read_text())["model"]
+        if kind not in (c.__name__ for c in cls.__mro__): raise ValueError(
+            f"{name} is a {kind}: {kind}.from_pretrained({str(name)!r})")
+        return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
     def _from_pretrained(cls, *, strict=True, **kwargs):
         "Unlike the mixin: refuse missing or unknown names, print nothing"
         with redirect_stdout(io.StringIO()):
@@ -40,7 +58,6 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _load_as_safetensor(cls, model, model_file, map_location, strict):
         "Unlike the mixin: refuse a file whose checksum does not match"
-        from flowbook.runs import read_tensors
         read_tensors(model_file)
         return super()._load_as_safetensor(model, model_file, map_location,
                                            strict)

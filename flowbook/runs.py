@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['checksum', 'write_tensors', 'read_tensors', 'states', 'write_state', 'newest_state', 'append_line', 'read_lines',
-           'trim_lines', 'hold_run', 'has_run', 'claim_run', 'clear_results', 'clear_run', 'read_config', 'build_model',
-           'load_run']
+           'trim_lines', 'hold_run', 'has_run', 'claim_run', 'clear_results', 'clear_run', 'shipped', 'run_folder',
+           'read_config', 'build_model', 'load_run']
 
 # %% ../nbs/95_runs.ipynb #imports
 import hashlib
@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -211,15 +212,38 @@ def clear_run(
     for name in _files: Path(run, name).unlink(missing_ok=True)
     for image in Path(run, "samples").glob("[0-9]*.png"): image.unlink()
 
+# %% ../nbs/95_runs.ipynb #src-shipped
+def shipped(
+    name: str,  # what a user calls a model
+) -> Path:  # its folder in the package; None: another place is meant
+    "Where a model lies that comes with the package"
+    folder = Path(str(resources.files("flowbook") / "models"))
+    known = {p.parent.name: p.parent for p in folder.glob("*/config.json")}
+    name, elsewhere = str(name), "/" in str(name) or os.sep in str(name)
+    if Path(name, "config.json").exists(): return None   # the user's own
+    if name in known: return known[name]
+    if elsewhere or Path(name).exists(): return None
+    wanted = ", ".join([*known, "a folder, or OWNER/NAME on the Hugging Face"
+                                " Hub"])
+    raise ValueError(f"no model {name!r}: expected {wanted}")
+
+
+def run_folder(
+    run: str,  # a folder, or the name of a model that comes with the package
+) -> Path:  # the package's folder of that name, or the user's as it is
+    "Where a run lies"
+    try: return shipped(run) or Path(run)
+    except ValueError: return Path(run)          # neither: say so when opened
+
 # %% ../nbs/95_runs.ipynb #src-load-run
 def read_config(
-    run: str,  # the folder of a run
+    run: str,  # the folder of a run, or the name of a shipped one
 ) -> dict:  # config.json
     "What a run is, without its weights"
-    path = Path(run, "config.json")
+    path = run_folder(run) / "config.json"
     if not path.exists(): raise FileNotFoundError(
         f"{run} is not a run: it has no config.json; train one with"
-        " `flowbook train`")
+        " `flowbook train`, or take one that comes with the package (mnist)")
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged ({e})") from e
 
@@ -238,16 +262,18 @@ def build_model(
 
 
 def load_run(
-    run: str,  # the folder of a run
+    run: str,  # the folder of a run, or the name of a shipped one
 ) -> tuple:  # the model with averaged weights, and config.json as a dict
     "Open what `Trainer` wrote"
-    config, file = read_config(run), Path(run, "model.safetensors")
+    config, folder = read_config(run), run_folder(run)
+    file, own = folder / "model.safetensors", folder == Path(run)
     if not file.exists(): raise FileNotFoundError(
         f"{run} has no weights (model.safetensors): train it first, or finish"
         " it with `flowbook train --resume`")
     model = build_model(config)
     try: model.load_state_dict(read_tensors(file)[0])
     except (ValueError, RuntimeError) as e: raise ValueError(
-        f"{file} is damaged or of another model ({e}): `flowbook train"
-        f" --resume --out {run}` writes it again") from e
+        f"{file} is damaged or of another model ({e}): " + (
+            f"`flowbook train --resume --out {run}` writes it again" if own
+            else "install flowbook again")) from e
     return model.eval(), config
