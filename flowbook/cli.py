@@ -12,6 +12,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from .presets import RECIPES
+
 # %% ../nbs/92_cli.ipynb #src-parser
 class _Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line"
@@ -41,7 +43,9 @@ def _train_arguments(p):
     length, old = either().add_argument, either().add_argument
     a("data", nargs="?", help="digits, mnist, fashion_mnist, cifar10, or a"
       " folder of pictures (default: digits, which needs no download)")
-    a("--out", help="the run's folder (default: runs/DATA)")
+    a("--recipe", choices=list(RECIPES), help="a run of the last chapters: its"
+      " data, model and settings, where nothing else is asked for")
+    a("--out", help="the run's folder (default: runs/DATA, or runs/RECIPE)")
     length("--steps", type=_count, help="updates of the weights (default: 600"
            " for digits, 2000 for a folder; else see --epochs)")
     length("--epochs", type=_positive, help="passes through the data, in place"
@@ -87,18 +91,24 @@ def _more_arguments(p):
 # %% ../nbs/92_cli.ipynb #src-sampling-arguments
 def _sampling_arguments(p, steps):
     a = p.add_argument
-    a("run", help="the folder of a run, as `flowbook train` writes it")
-    a("--steps", type=_count, default=steps, help="intervals from noise to"
-      " data (default: %(default)s); heun evaluates the model twice in each")
-    a("--solver", default="heun", help="euler, midpoint, heun, rk4, ab2,"
-      " dpm2m, ddim, ancestral, euler_maruyama, stochastic_heun, heun_euler"
-      " or dopri5 (default: heun)")
-    a("--grid", default="uniform", help="uniform, quadratic, cosine,"
-      " logit_normal, shift or edm (default: uniform)")
-    a("--guidance", type=_above(-1e-9, float, "a number, 0 or more"),
-      default=2.0, help="scale of classifier-free guidance; 1 is off"
-      " (default: 2)")
+    usual, number = {**_usual_sampling, "steps": steps}, "a number, 0 or more"
+    a("run", help="the folder of a run, as `flowbook train` writes it, or"
+      " mnist, which comes with the package")
+    a("--steps", type=_count, help="intervals from noise to data (default:"
+      f" {steps}); heun evaluates the model twice in each")
+    a("--solver", help="euler, midpoint, heun, rk4, ab2, dpm2m, ddim,"
+      " ancestral, euler_maruyama, stochastic_heun, heun_euler or dopri5"
+      " (default: heun)")
+    a("--grid", help="uniform, quadratic, cosine, logit_normal, shift or edm"
+      " (default: uniform)")
+    a("--guidance", type=_above(-1e-9, float, number), help="scale of"
+      " classifier-free guidance; 1 is off (default: 2). Steps, solver, grid,"
+      " guidance and interval of a recipe are the defaults of its runs")
+    a("--interval", type=_above(-1e-9, float, number), nargs=2,
+      metavar=("LOW", "HIGH"), help="times between which to guide (default: 0"
+      " 1, always)")
     a("--seed", type=_whole, default=0, help="of the noise (default: 0)")
+    p.set_defaults(usual=usual)
 
 # %% ../nbs/92_cli.ipynb #src-sample-arguments
 def _sample_arguments(p):
@@ -131,20 +141,53 @@ def _evaluate_arguments(p):
 
 
 def _info_arguments(p):
-    p.add_argument("run", help="the folder of a run")
+    p.add_argument("run", help="the folder of a run, or mnist, which comes with"
+                   " the package")
 
 # %% ../nbs/92_cli.ipynb #src-recipes
 _settings = dict(lr=2e-3, seed=0, optimizer="adamw", schedule="wsd",
                  precision=None, compile=False, accumulate=1)
-_recipes = {"digits": dict(batch_size=128, steps=600),
-            "mnist": dict(batch_size=64, epochs=8),
-            "fashion_mnist": dict(batch_size=64, epochs=8),
-            "cifar10": dict(batch_size=128, epochs=30)}
+_usual = {"digits": dict(batch_size=128, steps=600),
+          "mnist": dict(batch_size=64, epochs=8),
+          "fashion_mnist": dict(batch_size=64, epochs=8),
+          "cifar10": dict(batch_size=128, epochs=30)}
+
+
+def _usual_for(spec):
+    "Batch size and length of training that suit a dataset"
+    return _usual.get(spec.name, dict(batch_size=64, steps=2000))
 
 # %% ../nbs/92_cli.ipynb #src-recipe
-def _recipe(spec):
-    "Batch size and length of training that suit a dataset"
-    return _recipes.get(spec.name, dict(batch_size=64, steps=2000))
+def _fill_from_recipe(args):
+    "Fill in what the recipe says where nothing was asked for"
+    if not args.recipe: return
+    recipe = RECIPES[args.recipe]
+    if args.data not in (None, recipe.data): raise ValueError(
+        f"the recipe {args.recipe} is one for {recipe.data}, not {args.data}")
+    for key, value in {"data": recipe.data, **recipe.model,
+                       **recipe.training}.items():
+        if getattr(args, key) is None: setattr(args, key, value)
+    if not args.steps and not args.epochs: args.epochs = recipe.epochs
+
+
+def _run_info(args, run):
+    "What a run's config keeps beside the settings of its training"
+    kept = {key: run[key] for key in ("recipe", "sampling") if key in run}
+    if args.recipe and not run: kept = dict(
+        recipe=args.recipe, sampling=RECIPES[args.recipe].sampling)
+    return {"image_size": args.image_size, **kept}
+
+# %% ../nbs/92_cli.ipynb #src-sampling
+_usual_sampling = dict(guidance=2.0, solver="heun", grid="uniform",
+                       interval=(0.0, 1.0))
+
+
+def _sampling_settings(args, config):
+    "Settings of sampling: as asked for, as the recipe says, as usual"
+    given = {key: getattr(args, key) for key in args.usual}
+    how = {**args.usual, **config["run"].get("sampling", {}),
+           **{key: x for key, x in given.items() if x is not None}}
+    return {**how, "interval": tuple(how["interval"])}
 
 # %% ../nbs/92_cli.ipynb #src-flips
 def _flips(spec):
@@ -175,15 +218,22 @@ def _model(spec, patch_size, seed, config):
 # %% ../nbs/92_cli.ipynb #src-out
 def _out(args):
     "The run's folder: as given, or runs/ and the name of the dataset"
-    name = Path(args.data or "digits").resolve().name
+    name = args.recipe or Path(args.data or "digits").resolve().name
     return Path(args.out or f"runs/{name}")
+
+
+def _result_path(run, name):
+    "A file in the run's folder; of a shipped model's, in the current one"
+    from flowbook.runs import run_folder
+    own = run_folder(run) == Path(run)
+    return Path(run, name) if own else Path(f"{run}-{name}")
 
 # %% ../nbs/92_cli.ipynb #src-steps
 def _steps(args, run, spec, n, batch_size):
     "Length of the run: as asked for, as before, or as the dataset needs"
     if args.steps: return args.steps
     if not args.epochs and "steps" in run: return run["steps"]
-    usual = _recipe(spec)
+    usual = _usual_for(spec)
     if not args.epochs and "steps" in usual: return usual["steps"]
     epochs = args.epochs or usual["epochs"]
     return max(1, round(epochs * n / batch_size))
@@ -196,11 +246,13 @@ def _resumed(args):
     run, name = config["run"], config["run"]["data"]["name"]
     asked = args.data
     if asked and Path(asked).is_dir(): asked = str(Path(asked).resolve())
-    made = dict(data=name, patch_size=config.get("patch_size"),
+    made = dict(recipe=run.get("recipe"), data=name,
+                patch_size=config.get("patch_size"),
                 image_size=run.get("image_size"),
                 flip=run["augment"] == "random_flip")
-    for key, given in dict(data=asked, patch_size=args.patch_size, flip=args.
-                           flip, image_size=args.image_size).items():
+    for key, given in dict(recipe=args.recipe, data=asked, flip=args.flip,
+                           patch_size=args.patch_size,
+                           image_size=args.image_size).items():
         if given not in (None, made[key]): raise ValueError(
             f"the run in {_out(args)} was made with {key} {made[key]}, not"
             f" {given}: resume it with its own settings")
@@ -219,11 +271,12 @@ def _trainer(args):
     out = _out(args)
     resume = args.resume or args.auto_resume and has_run(out)
     claim_run(out, resume, args.overwrite)       # before any download
+    if not resume: _fill_from_recipe(args)       # else the run has settings
     config = _resumed(args) if resume else {}
     run, name = config.get("run", {}), args.data or "digits"
     with PartialState().local_main_process_first():  # one downloads
         data = load_data(name, size=args.image_size)
-    usual = min(_recipe(data.spec)["batch_size"], len(data.train))
+    usual = min(_usual_for(data.spec)["batch_size"], len(data.train))
     settings = {"batch_size": usual, **_settings}
     for key, usual in settings.items():
         given = getattr(args, key)
@@ -236,7 +289,7 @@ def _trainer(args):
     model = _model(data.spec, args.patch_size, settings["seed"], config)
     return Trainer(
         model, data, out=out, resume=resume, overwrite=args.overwrite,
-        info=dict(image_size=args.image_size), save_seconds=args.save_seconds,
+        info=_run_info(args, run), save_seconds=args.save_seconds,
         sample_every=args.sample_every, log_with=args.log_with,
         augment=random_flip if flip else None, **settings), steps
 
@@ -312,19 +365,20 @@ def _sample(args):
     from flowbook.runs import load_run
     from flowbook.train import class_noise, sample_classes
     model, config = load_run(args.run)
-    spec = _spec(config)
+    spec, how = _spec(config), _sampling_settings(args, config)
     classes = _classes(args.classes, spec.names)
-    out = _target(args.out or f"{args.run}/grid.png", ".png")
+    out = _target(args.out or _result_path(args.run, "grid.png"), ".png")
     gif = args.gif and _target(args.gif, ".gif")
     model = _on_device(model)
-    x, _ = sample_classes(model, spec, args.n, classes, args.guidance,
-                          args.solver, args.steps, args.seed, args.grid)
+    x, _ = sample_classes(model, spec, args.n, classes, seed=args.seed, **how)
     image_grid(x, args.n).save(out)
     if gif:
         start = class_noise(model, spec, args.n, classes, args.seed)
         dice = generator_for(args.seed, "solver", device=start[0].device)
-        walk = trajectory(CFG(model, args.guidance), *start, args.solver,
-                          args.steps, args.grid, dice)
+        guided = model if getattr(model, "num_classes", None) == 0 else CFG(
+            model, how["guidance"], interval=how["interval"])
+        walk = trajectory(guided, *start, how["solver"], how["steps"],
+                          how["grid"], dice)
         save_gif(torch.stack([x for _, x in walk]), gif, args.n)
     print(f"{len(x)} images, a row a class: {out}" + (f" {gif}" if gif else ""))
 
@@ -341,32 +395,33 @@ def _evaluate(args):
                      size=config["run"].get("image_size"))
     names = args.metrics and [s.strip() for s in args.metrics.split(",")]
     result = evaluate(
-        _on_device(model), data, args.n, args.guidance, args.solver, args.steps,
-        args.seed, args.grid, args.batch_size, net, names,
-        progress=not args.quiet, cache=args.cache)
-    text = as_table(result)
-    folder = Path(args.run)
-    atomic_write(folder / "evaluation.json", json.dumps(result).encode())
-    atomic_write(folder / "evaluation.md", (text + "\n").encode())
-    print(f"{text}\n\nwritten to {folder}/evaluation.md and .json")
+        _on_device(model), data, args.n, seed=args.seed, extractor=net,
+        batch_size=args.batch_size, metrics=names, progress=not args.quiet,
+        cache=args.cache, **_sampling_settings(args, config))
+    text, file = as_table(result), _result_path(args.run, "evaluation.md")
+    atomic_write(file.with_suffix(".json"), json.dumps(result).encode())
+    atomic_write(file, (text + "\n").encode())
+    print(f"{text}\n\nwritten to {file} and .json")
 
 # %% ../nbs/92_cli.ipynb #src-info
 def _info(args):
     "Say what a run is"
-    from flowbook.runs import load_run, read_lines
+    from flowbook.runs import load_run, read_lines, run_folder
     model, config = load_run(args.run)
-    rows = read_lines(Path(args.run) / "metrics.jsonl")
-    last = rows[-1] if rows else {"step": 0, "seconds": 0, "loss": float("nan"),
-                                  "images_per_second": 0}
+    rows = read_lines(run_folder(args.run) / "metrics.jsonl")
     run = config.pop("run")
+    last = rows[-1] if rows else dict(step=0, seconds=0, loss=float("nan"),
+                                      images_per_second=0)
     d, versions = run.pop("data"), run.pop("versions")
     run.pop("train_set", None)                   # a long checksum
+    done = "seconds" in run and (                # shipped, without its log
+        f"{run['steps']:,} steps, {run.pop('seconds'):.0f} s")
     table = {
         "model": f"{config.pop('model')}, {model.num_params():,} parameters",
         "config": ", ".join(f"{k} {v}" for k, v in config.items()),
         "data": f"{d['name']}, {len(d['names'])} classes of"
                 f" {d['channels']}x{d['size'][0]}x{d['size'][1]}",
-        "training": f"step {last['step']:,} of {run['steps']:,},"
+        "training": done or f"step {last['step']:,} of {run['steps']:,},"
                     f" {last['seconds']:.0f} s, loss {last['loss']:.3f},"
                     f" {last['images_per_second']:.0f} images/s",
         "settings": ", ".join(f"{k} {v}" for k, v in run.items()),

@@ -94,6 +94,24 @@ def test_no_network_and_no_data_is_one_line(tmp_path, name):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_shipped_model_needs_no_network(tmp_path):
+    dead = "http://127.0.0.1:9"
+    env = {"http_proxy": dead, "https_proxy": dead, "no_proxy": "",
+           "HF_HOME": str(tmp_path / "hub")}
+    status, out, err = finish(flowbook(
+        "sample", "mnist", "--n", "1", "--steps", "2", cwd=tmp_path, env=env))
+    assert status == 0, err
+    assert (tmp_path / "mnist-grid.png").stat().st_size > 1000
+
+
+def test_without_a_compiler_it_says_so(tmp_path):
+    env = {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c"),
+           "OMP_NUM_THREADS": "1"}
+    status, out, err = finish(flowbook(
+        *TRAIN, "--compile", "--steps", "2", cwd=tmp_path, env=env))
+    assert status == 2 and "--no-compile" in err, err
+
+
 def test_import_is_light_and_silent():
     heavy = ["matplotlib", "sklearn", "torchmetrics", "accelerate", "IPython",
              "nbdev", "torchdiffeq"]
@@ -108,6 +126,7 @@ def test_import_is_light_and_silent():
 def test_modules_are_generated():
     "Every module but `__init__` comes from a notebook of the same name"
     root = Path(__file__).parent.parent
-    notebooks = {p.stem.split("_", 1)[1] for p in root.glob("nbs/[0-9]*.ipynb")}
+    notebooks = {p.stem.split("_", 1)[1] for p in root.glob("nbs/[0-9]*.ipynb")
+                 if "#| default_exp" in p.read_text()}
     modules = {p.stem for p in root.glob("flowbook/*.py")}
     assert modules - {"__init__", "_modidx"} == notebooks
