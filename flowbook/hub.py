@@ -9,6 +9,7 @@ __all__ = ['HubModel', 'image_size', 'check_times']
 import io
 import json
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -16,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from .runs import read_tensors, shipped
+from .runs import read_weights, shipped
 
 # %% ../nbs/93_hub.ipynb #src-hub
 class HubModel(nn.Module, PyTorchModelHubMixin):
@@ -57,10 +58,9 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file, map_location, strict):
-        "Unlike the mixin: refuse a file whose checksum does not match"
-        read_tensors(model_file)
-        return super()._load_as_safetensor(model, model_file, map_location,
-                                           strict)
+        "Unlike the mixin: check the sums, and read several files as well"
+        model.load_state_dict(read_weights(Path(model_file).parent), strict)
+        return model.to(map_location).eval()
 
     def num_params(self) -> int:
         "How many numbers training adjusts"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['checksum', 'write_tensors', 'read_tensors', 'states', 'write_state', 'newest_state', 'append_line', 'read_lines',
            'trim_lines', 'hold_run', 'has_run', 'claim_run', 'clear_results', 'clear_run', 'shipped', 'run_folder',
-           'read_config', 'build_model', 'load_run']
+           'write_weights', 'read_weights', 'read_config', 'build_model', 'load_run']
 
 # %% ../nbs/95_runs.ipynb #imports
 import hashlib
@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -235,6 +236,43 @@ def run_folder(
     try: return shipped(run) or Path(run)
     except ValueError: return Path(run)          # neither: say so when opened
 
+# %% ../nbs/95_runs.ipynb #src-weights
+_index = "model.safetensors.index.json"
+
+
+def write_weights(
+    folder: str,  # of a run or a model
+    tensors: dict,  # name -> tensor
+    largest: str = "15MB",  # that a file may be
+):
+    "Write weights as one file, or as several with an index"
+    folder = Path(folder)
+    plan = split_torch_state_dict_into_shards(
+        tensors, filename_pattern="model{suffix}.safetensors",
+        max_shard_size=largest)
+    for name, keys in plan.filename_to_tensors.items():
+        write_tensors(folder / name, {key: tensors[key] for key in keys})
+    text = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    if plan.is_sharded: atomic_write(folder / _index, json.dumps(
+        text, indent=1).encode())
+    else: (folder / _index).unlink(missing_ok=True)
+    for old in folder.glob("model*.safetensors"):
+        if old.name not in plan.filename_to_tensors: old.unlink()
+
+
+def read_weights(
+    folder: str,  # of a run or a model
+) -> dict:  # name -> tensor
+    "Read weights from one file, or from several with an index"
+    folder, names = Path(folder), ["model.safetensors"]
+    if (folder / _index).exists():
+        try: names = {Path(name).name for name in json.loads(
+            (folder / _index).read_text())["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError) as e: raise ValueError(
+            f"{folder / _index} is damaged ({e!r})") from e
+    return {key: x for name in sorted(names)
+            for key, x in read_tensors(folder / name)[0].items()}
+
 # %% ../nbs/95_runs.ipynb #src-load-run
 def read_config(
     run: str,  # the folder of a run, or the name of a shipped one
@@ -266,14 +304,16 @@ def load_run(
 ) -> tuple:  # the model with averaged weights, and config.json as a dict
     "Open what `Trainer` wrote"
     config, folder = read_config(run), run_folder(run)
-    file, own = folder / "model.safetensors", folder == Path(run)
-    if not file.exists(): raise FileNotFoundError(
+    own = folder == Path(run)
+    if not any((folder / name).exists() for name in (
+            "model.safetensors", _index)): raise FileNotFoundError(
         f"{run} has no weights (model.safetensors): train it first, or finish"
         " it with `flowbook train --resume`")
     model = build_model(config)
-    try: model.load_state_dict(read_tensors(file)[0])
-    except (ValueError, RuntimeError) as e: raise ValueError(
-        f"{file} is damaged or of another model ({e}): " + (
+    try: model.load_state_dict(read_weights(folder))
+    except (OSError, ValueError, RuntimeError) as e: raise ValueError(
+        f"{folder / 'model.safetensors'} is damaged or of another model"
+        f" ({e}): " + (
             f"`flowbook train --resume --out {run}` writes it again" if own
             else "install flowbook again")) from e
     return model.eval(), config
