@@ -435,7 +435,7 @@ def smooth(values: list, n: int = 20) -> list:
     return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
 
 # %% ../nbs/12_train.ipynb #src-curve
-def _curve(trainer, steps):
+def _curve(trainer):
     "The loss so far, a thousand points of it, and what is left to do"
     from flowbook.plot import show_curves
     at = range(0, len(trainer.losses), 1 + len(trainer.losses) // 1000)
@@ -443,10 +443,11 @@ def _curve(trainer, steps):
               "running mean": smooth(trainer.losses)}
     fig = show_curves({name: (list(at), [ys[i] for i in at])
                        for name, ys in curves.items()}, "step", "loss", "y")
-    left = (steps - trainer.step) * trainer.seconds / max(1, trainer.step)
+    left = (trainer.steps - trainer.step) * trainer.seconds / max(
+        1, trainer.step)
     fig.axes[0].set_title(
-        f"step {trainer.step:,} of {steps:,}, loss {trainer.mean_loss():.3f},"
-        f" {trainer.speed():,.0f} images/s, {left:.0f} s left", fontsize=10)
+        f"step {trainer.step:,} of {trainer.steps:,}, loss"
+        f" {trainer.mean_loss():.3f}, {trainer.speed():,.0f} images/s, {left:.0f} s left", fontsize=10)
     return fig
 
 # %% ../nbs/12_train.ipynb #src-in-notebook
@@ -456,7 +457,7 @@ def _in_notebook():
 
 # %% ../nbs/12_train.ipynb #src-console
 @contextmanager
-def _console(trainer, steps, progress):
+def _console(trainer, progress):
     "What shows the progress of a fit: called after each look at the loss"
     if not (progress and trainer.accelerator.is_main_process):
         yield lambda: None
@@ -465,18 +466,20 @@ def _console(trainer, steps, progress):
         handle, last = None, 0.0
         def show():
             nonlocal handle, last
-            if trainer.step < steps and time.monotonic() - last < 2: return
-            fig, last = _curve(trainer, steps), time.monotonic()
+            wait = trainer.step < trainer.steps
+            if wait and time.monotonic() - last < 2: return
+            fig, last = _curve(trainer), time.monotonic()
             if handle: handle.update(fig)
             else: handle = display(fig, display_id=True)
         yield show
     else:
         from tqdm import tqdm
-        with tqdm(total=steps, initial=trainer.step, mininterval=0.5
+        with tqdm(total=trainer.steps, initial=trainer.step, mininterval=0.5
                   if sys.stderr.isatty() else 10) as bar:
             def show():
                 bar.set_postfix_str(f"loss {trainer.mean_loss():.3f}, "
                                     f"{trainer.speed():.0f} images/s", False)
+                bar.total = trainer.steps
                 bar.update(trainer.step - bar.n)
             yield show
 
@@ -484,27 +487,25 @@ def _console(trainer, steps, progress):
 @patch
 def fit(
     self: Trainer,
-    steps: int,  # length of the whole run, 1 or more
+    steps: int = None,  # length of the whole run, 1 or more
     log_every: int = 20,  # steps between two looks at the loss
     progress: bool = True,  # show a bar, or in a notebook a curve?
+    minutes: float = None,  # length of the whole run, in place of steps
 ):  # the model with averaged weights; None if it is sharded over processes
-    "Train until `steps`; on Ctrl-C, save and raise `KeyboardInterrupt`"
-    if steps < max(1, self.step): raise ValueError(
-        f"steps must be {max(1, self.step)} or more, got {steps}: it is the"
-        " length of the whole run")
-    if log_every < 1: raise ValueError(
-        f"log_every must be 1 or more, got {log_every}")
-    self.steps, first = steps, self.accelerator.is_main_process
+    "Train for `steps` or `minutes`; on Ctrl-C, save, `KeyboardInterrupt`"
+    self._set_length(steps, minutes, log_every)
+    first = self.accelerator.is_main_process
     with hold_run(self.out if first else None), _stop_flag() as stop:
-        self._open(steps, log_every)
-        with _console(self, steps, progress) as show:
+        self._open(log_every)
+        with _console(self, progress) as show:
             self._tell("start")
-            try: stopped = self._loop(steps, log_every, stop, show)
+            try: stopped = self._loop(log_every, stop, show)
             except RuntimeError as e:
                 self._explain(e)
                 raise
         self._copy_buffers()
         self.save()
+        if self.out and first: self._describe(log_every)
         self.accelerator.wait_for_everyone()     # until the first has written
         for tracker in self.accelerator.trackers: tracker.finish()
         self.accelerator.trackers = []
@@ -513,26 +514,53 @@ def fit(
     self._tell("end")
     return self.average
 
+# %% ../nbs/12_train.ipynb #src-length
+@patch
+def _set_length(self: Trainer, steps, minutes, log_every):
+    "Take steps or minutes as the length of the run; refuse what can't be"
+    if (steps is None) == (minutes is None): raise ValueError(
+        "the length of a run is either steps or minutes, got"
+        f" steps={steps}, minutes={minutes}")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise ValueError(f"minutes must be a number above 0, got {minutes}")
+    if minutes is None and steps < max(1, self.step): raise ValueError(
+        f"steps must be {max(1, self.step)} or more, got {steps}: it is the"
+        " length of the whole run")
+    if log_every < 1: raise ValueError(
+        f"log_every must be 1 or more, got {log_every}")
+    self.steps, self.minutes = steps, minutes
+    self._plan()
+
+
+@patch
+def _plan(self: Trainer):
+    "In a run of so many minutes: the steps that there is time for"
+    if self.minutes is None: return
+    seconds = max(self._everyone(self.seconds))  # all plan alike
+    pace = seconds / self.step if self.step else 0.01
+    self.steps = max(1, self.step, round(60 * self.minutes / pace))
+
 # %% ../nbs/12_train.ipynb #src-loop
 @patch
-def _loop(self: Trainer, steps, log_every, stop, show):
+def _loop(self: Trainer, log_every, stop, show):
     "Step, sample, look and save; was it stopped before the end?"
     saved = time.monotonic()
     self.start = saved - self.seconds
     self.model.train()
-    while self.step < steps:
+    while self.step < self.steps:
         self._one_step()
         self._tell("step")
         if self.sample_every and self.step % self.sample_every == 0:
             self.draw_samples()
-        if self.step % log_every == 0 or self.step == steps:
+        if self.step % log_every == 0 or self.step == self.steps:
             self._log(self._look())
+            self._plan()
             show()
         elif self.accelerator.num_processes > 1 or not stop.is_set(): continue
         stopping, saving = self._agree(
             stop.is_set(), time.monotonic() - saved > self.save_seconds)
-        if stopping: return self.step < steps
-        if saving and self.step < steps:
+        if stopping: return self.step < self.steps
+        if saving and self.step < self.steps:
             self.save()
             saved = time.monotonic()
     return False
@@ -635,7 +663,7 @@ def save(self: Trainer):
 
 # %% ../nbs/12_train.ipynb #src-open
 @patch
-def _open(self: Trainer, steps, log_every):
+def _open(self: Trainer, log_every):
     "Start or reopen the run's folder"
     if self.rng is not None: self._set_rng()
     if self.out is None: return
@@ -648,7 +676,7 @@ def _open(self: Trainer, steps, log_every):
         elif self.seen != [p.name for p in states(self.out)]:
             raise FileExistsError(f"{self.out} has changed since this Trainer"
                                   " was made: make a new one with resume=True")
-    if first: self._describe(steps, log_every)
+    if first: self._describe(log_every)
     if not self.opened: self.save()              # from here it can be resumed
     self.opened = True
     if not first: return
@@ -658,11 +686,12 @@ def _open(self: Trainer, steps, log_every):
 
 # %% ../nbs/12_train.ipynb #src-describe
 @patch
-def _describe(self: Trainer, steps, log_every):
+def _describe(self: Trainer, log_every):
     "Write config.json"
     from flowbook import __version__             # also where not installed
     names = "torch", "accelerate", "safetensors"
-    run = {"steps": steps, "log_every": log_every, **self.settings, **self.info,
+    run = {"steps": self.steps, "minutes": self.minutes,
+           "log_every": log_every, **self.settings, **self.info,
            "device": self.accelerator.device.type,
            "versions": {"python": platform.python_version(),
                         "flowbook": __version__,

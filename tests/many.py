@@ -79,8 +79,9 @@ def work(job):
             model, data, out=job["out"], batch_size=32, resume="auto",
             accumulate=job.get("accumulate", 1), sample_every=30,
             callbacks={"step": lambda trainer: step(trainer, job)})
-        first, stopped = trainer.step, False
-        try: trainer.fit(30, log_every=5, progress=False)
+        first, stopped, minutes = trainer.step, False, job.get("minutes")
+        length = {"minutes": minutes} if minutes else {"steps": 30}
+        try: trainer.fit(**length, log_every=5, progress=False)
         except KeyboardInterrupt: stopped = True
     weights, _ = read_tensors(Path(job["out"], "model.safetensors"))
     return {"newest": states(job["out"])[0].name, "weights": checksum(weights),

@@ -87,6 +87,7 @@ def second(first, tmp_path_factory):
         {"name": "part again", "seed": 1, **part},
         {"name": "cut", "out": f"{runs}/cut", "seed": 1},
         {"name": "grown", "out": f"{runs}/grown", "seed": 1},
+        {"name": "timed", "out": f"{runs}/timed", "minutes": 0.02},
         {"name": "held", "out": f"{runs}/held"}]), folder)
 
 
@@ -165,6 +166,13 @@ def test_when_fit_is_over_all_is_written(second):
     a, b = (rank["done"]["part"] for rank in second[3])
     assert a["newest"] == b["newest"] == "00000015.safetensors"
     assert a["weights"] == b["weights"]
+
+
+def test_two_processes_agree_on_when_the_time_is_up(second):
+    a, b = (rank["done"]["timed"] for rank in second[3])
+    _, config = load_run(second[0] / "timed")
+    assert a["losses"] == b["losses"]
+    assert len(a["losses"]) == config["run"]["steps"] > 0
 
 
 @pytest.mark.parametrize("before, after", [(2, 2), (2, 1), (1, 2)])
