@@ -48,6 +48,9 @@ def _train_arguments(p):
     a("--out", help="the run's folder (default: runs/DATA, or runs/RECIPE)")
     length("--steps", type=_count, help="updates of the weights (default: 600"
            " for digits, 2000 for a folder; else see --epochs)")
+    length("--minutes", type=_positive, help="length of the run in minutes, in"
+           " place of --steps: the learning rate has fallen to zero when they"
+           " are over")
     length("--epochs", type=_positive, help="passes through the data, in place"
            " of --steps (default: 8 for mnist and fashion_mnist, 30 for"
            " cifar10)")
@@ -164,10 +167,12 @@ def _fill_from_recipe(args):
     recipe = RECIPES[args.recipe]
     if args.data not in (None, recipe.data): raise ValueError(
         f"the recipe {args.recipe} is one for {recipe.data}, not {args.data}")
-    for key, value in {"data": recipe.data, **recipe.model,
-                       **recipe.training}.items():
-        if getattr(args, key) is None: setattr(args, key, value)
-    if not args.steps and not args.epochs: args.epochs = recipe.epochs
+    settings = {"data": recipe.data, **recipe.training}
+    settings["flip"] = settings.pop("augment", None) is not None
+    if not (args.steps or args.epochs or args.minutes):
+        settings |= recipe.length
+    for key, value in settings.items():
+        if getattr(args, key, None) is None: setattr(args, key, value)
 
 
 def _run_info(args, run):
@@ -202,15 +207,18 @@ def _preset(spec):
     return "mnist" if spec.channels == 1 or max(spec.size) < 32 else "cifar10"
 
 # %% ../nbs/92_cli.ipynb #src-model
-def _model(spec, patch_size, seed, config):
-    "A fresh model for a dataset, or the one that `config` describes"
+def _model(args, spec, seed, config):
+    "A fresh model for a dataset or recipe, or the one that `config` describes"
     import torch
 
     from flowbook.dit_llama import DiTLlama
     from flowbook.runs import build_model
     torch.manual_seed(seed)
     if config: return build_model(config)
-    more = {} if patch_size is None else {"patch_size": patch_size}
+    recipe, patch = RECIPES.get(args.recipe), args.patch_size
+    more = {} if patch is None else {"patch_size": patch}
+    if recipe: return DiTLlama.from_preset(recipe.preset,
+                                           **{**recipe.model, **more})
     return DiTLlama.from_preset(
         _preset(spec), in_channels=spec.channels, input_size=list(spec.size),
         num_classes=spec.classes, **more)
@@ -228,15 +236,17 @@ def _result_path(run, name):
     own = run_folder(run) == Path(run)
     return Path(run, name) if own else Path(f"{run}-{name}")
 
-# %% ../nbs/92_cli.ipynb #src-steps
-def _steps(args, run, spec, n, batch_size):
-    "Length of the run: as asked for, as before, or as the dataset needs"
-    if args.steps: return args.steps
-    if not args.epochs and "steps" in run: return run["steps"]
-    usual = _usual_for(spec)
-    if not args.epochs and "steps" in usual: return usual["steps"]
-    epochs = args.epochs or usual["epochs"]
-    return max(1, round(epochs * n / batch_size))
+# %% ../nbs/92_cli.ipynb #src-length
+def _length(args, run, spec, n, batch_size):
+    "What to tell `fit`: as asked for, as before, or as the dataset needs"
+    if args.steps: return {"steps": args.steps}
+    if args.minutes: return {"minutes": args.minutes}
+    if not args.epochs and run.get("minutes"):
+        return {"minutes": run["minutes"]}
+    if not args.epochs and run: return {"steps": run["steps"]}
+    usual = {"epochs": args.epochs} if args.epochs else _usual_for(spec)
+    if "steps" in usual: return {"steps": usual["steps"]}
+    return {"steps": max(1, round(usual["epochs"] * n / batch_size))}
 
 # %% ../nbs/92_cli.ipynb #src-resumed
 def _resumed(args):
@@ -281,30 +291,36 @@ def _trainer(args):
     for key, usual in settings.items():
         given = getattr(args, key)
         settings[key] = run.get(key, usual) if given is None else given
-    settings |= {key: run[key] for key in ("clip", "ema_decay", "weight_decay")
-                 if key in run}                  # of a run made in Python
+    more = {**vars(args), **run}                 # of a recipe, or from Python
+    settings |= {key: more[key] for key in ("clip", "ema_decay", "weight_decay")
+                 if key in more}
     flip = _flips(data.spec) if args.flip is None else args.flip
-    steps = _steps(args, run, data.spec, len(data.train),
-                   settings["batch_size"])
-    model = _model(data.spec, args.patch_size, settings["seed"], config)
+    length = _length(args, run, data.spec, len(data.train),
+                     settings["batch_size"])
+    model = _model(args, data.spec, settings["seed"], config)
     return Trainer(
         model, data, out=out, resume=resume, overwrite=args.overwrite,
         info=_run_info(args, run), save_seconds=args.save_seconds,
         sample_every=args.sample_every, log_with=args.log_with,
-        augment=random_flip if flip else None, **settings), steps
+        augment=random_flip if flip else None, **settings), length
 
 # %% ../nbs/92_cli.ipynb #src-train
+def _told(length):
+    "The length of a run in words"
+    return ", ".join(f"{n:,} {unit}" for unit, n in length.items())
+
+
 def _train(args):
     "Train a diffusion transformer, into a folder"
-    trainer, steps = _trainer(args)
+    trainer, length = _trainer(args)
     out, s = trainer.out, trainer.settings
     first = trainer.accelerator.is_main_process
     say = print if first else lambda text: None
     count = sum(p.numel() for p in trainer.model.parameters())
     say(f"{count:,} parameters, {len(trainer.train_set):,} images of"
-        f" {s['data']['name']}, {steps:,} steps of {s['batch_size']}, into"
-        f" {out}")
-    try: trainer.fit(steps, progress=not args.quiet)
+        f" {s['data']['name']}, {_told(length)} of batches of"
+        f" {s['batch_size']}, into {out}")
+    try: trainer.fit(**length, progress=not args.quiet)
     except KeyboardInterrupt as e:
         say(f"{e}; go on with: flowbook train --resume --out {out}" if str(e)
             else "interrupted before the step was saved")
@@ -414,6 +430,9 @@ def _info(args):
                                       images_per_second=0)
     d, versions = run.pop("data"), run.pop("versions")
     run.pop("train_set", None)                   # a long checksum
+    minutes = run.pop("minutes", None)
+    ends = ("", f" of {60 * minutes:.0f}") if minutes else (
+        f" of {run['steps']:,}", "")
     done = "seconds" in run and (                # shipped, without its log
         f"{run['steps']:,} steps, {run.pop('seconds'):.0f} s")
     table = {
@@ -421,8 +440,9 @@ def _info(args):
         "config": ", ".join(f"{k} {v}" for k, v in config.items()),
         "data": f"{d['name']}, {len(d['names'])} classes of"
                 f" {d['channels']}x{d['size'][0]}x{d['size'][1]}",
-        "training": done or f"step {last['step']:,} of {run['steps']:,},"
-                    f" {last['seconds']:.0f} s, loss {last['loss']:.3f},"
+        "training": done or f"step {last['step']:,}{ends[0]},"
+                    f" {last['seconds']:.0f}{ends[1]} s,"
+                    f" loss {last['loss']:.3f},"
                     f" {last['images_per_second']:.0f} images/s",
         "settings": ", ".join(f"{k} {v}" for k, v in run.items()),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
