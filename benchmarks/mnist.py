@@ -1,7 +1,7 @@
 """flowbook's MNIST recipe against minRF's own configuration, for as long.
 
-    flowbook train --recipe mnist-cpu --out runs/mnist-cpu
-    python benchmarks/mnist.py --run runs/mnist-cpu --minrf ../minRF
+    flowbook train --recipe mnist-cpu --epochs 12 --out runs/mnist-race
+    python benchmarks/mnist.py --run runs/mnist-race --minrf ../minRF
 
 minRF trains alone on the machine, by its own loop, for as many seconds as the
 run took. Then both are measured on the same 28 x 28 pixels, with noise of the
@@ -77,7 +77,7 @@ def numbers(train, found, test):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", default="runs/mnist-cpu", help="our run")
+    parser.add_argument("--run", default="runs/mnist-race", help="our run")
     parser.add_argument("--minrf", default="../minRF", help="its checkout")
     parser.add_argument("--kept", default="runs/minrf-mnist.safetensors",
                         help="where minRF's weights are kept")
