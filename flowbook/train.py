@@ -447,7 +447,8 @@ def _curve(trainer):
         1, trainer.step)
     fig.axes[0].set_title(
         f"step {trainer.step:,} of {trainer.steps:,}, loss"
-        f" {trainer.mean_loss():.3f}, {trainer.speed():,.0f} images/s, {left:.0f} s left", fontsize=10)
+        f" {trainer.mean_loss():.3f}, {trainer.speed():,.0f} images/s,"
+        f" {left:.0f} s left", fontsize=10)
     return fig
 
 # %% ../nbs/12_train.ipynb #src-in-notebook
@@ -537,7 +538,7 @@ def _plan(self: Trainer):
     "In a run of so many minutes: the steps that there is time for"
     if self.minutes is None: return
     seconds = max(self._everyone(self.seconds))  # all plan alike
-    pace = seconds / self.step if self.step else 0.01
+    pace = seconds / self.step if seconds else 0.01
     self.steps = max(1, self.step, round(60 * self.minutes / pace))
 
 # %% ../nbs/12_train.ipynb #src-loop
@@ -559,7 +560,9 @@ def _loop(self: Trainer, log_every, stop, show):
         elif self.accelerator.num_processes > 1 or not stop.is_set(): continue
         stopping, saving = self._agree(
             stop.is_set(), time.monotonic() - saved > self.save_seconds)
-        if stopping: return self.step < self.steps
+        if stopping:
+            self.seconds = time.monotonic() - self.start
+            return self.step < self.steps
         if saving and self.step < self.steps:
             self.save()
             saved = time.monotonic()
