@@ -541,6 +541,13 @@ def _plan(self: Trainer):
     pace = seconds / self.step if seconds else 0.01
     self.steps = max(1, self.step, round(60 * self.minutes / pace))
 
+
+@patch
+def _late(self: Trainer):
+    "Is the time up? (Many processes wait for the next look, to agree)"
+    if self.minutes is None or self.accelerator.num_processes > 1: return False
+    return time.monotonic() - self.start >= 60 * self.minutes
+
 # %% ../nbs/12_train.ipynb #src-loop
 @patch
 def _loop(self: Trainer, log_every, stop, show):
@@ -553,6 +560,7 @@ def _loop(self: Trainer, log_every, stop, show):
         self._tell("step")
         if self.sample_every and self.step % self.sample_every == 0:
             self.draw_samples()
+        if self._late(): self.steps = self.step
         if self.step % log_every == 0 or self.step == self.steps:
             self._log(self._look())
             self._plan()
