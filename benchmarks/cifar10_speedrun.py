@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10_speedrun.py train flowbook --minutes 25
     python benchmarks/cifar10_speedrun.py train minrf --minutes 25
-    python benchmarks/cifar10_speedrun.py measure
+    python benchmarks/cifar10_speedrun.py measure      # or: measure minrf
     python benchmarks/cifar10_speedrun.py sweep
 
 The task: the 50,000 training images and their labels, and nothing else; one
@@ -185,13 +185,17 @@ def measure_all(args, data, device):
     seen = [look_kept(net, split) for split in (data.train, data.test)]
     some = seen[1][torch.randperm(len(seen[1]), generator=generator_for(
         args.seed, "few"))[:args.n]]
-    result = {"seed": args.seed, "minutes": args.minutes, "recipe": args.recipe,
+    result = {"seed": args.seed, "recipe": args.recipe,
               "machine": machine(device.type), "rows": [], "real": {
                   "n": len(some), "accuracy": some.accuracy(),
                   **{r["metric"].lower(): r["value"] for r in measure(
                       seen[0], some, seen[1], ("fid", "precision_recall"))}}}
-    for name, entry in ENTRIES.items():
-        entry = entry(args)
+    kept = Path(f"{args.save}.json")
+    if args.entry and kept.exists(): result["rows"] = [
+        row for row in json.loads(kept.read_text())["rows"]
+        if row["entry"] != args.entry]
+    for name in [args.entry] if args.entry else ENTRIES:
+        entry = ENTRIES[name](args)
         files = sorted((entry.out / "marks").glob("*.safetensors"))
         if not files: print(f"{name} has not been trained in {args.runs}")
         for file in files:
@@ -199,16 +203,16 @@ def measure_all(args, data, device):
             model = entry.model(tensors).to(device)
             row = dict(entry=name, **info, loss=held_out_loss(
                 model, RectifiedFlow(), data.test))
-            n = args.n if file == files[-1] else args.each
+            n = args.n if file == files[-1] or args.every else 0
             if n:
                 more, first = scores(model, entry.sampling(), n, data, net,
                                      seen, device, args.seed)
                 row |= more
-                image_grid(to_float(first), 10).save(f"{args.save}-{name}.png")
+                image_grid(to_float(first[:20]), 10).save(
+                    f"{args.save}-{name}-{file.stem}.png")
             print(row, flush=True)
             result["rows"].append(row)
-            atomic_write(f"{args.save}.json",
-                         json.dumps(result, indent=1).encode())
+            atomic_write(kept, json.dumps(result, indent=1).encode())
 
 
 def sweep(args, data, device):
@@ -247,14 +251,14 @@ def main():
         256, 512, 1024] if torch.cuda.is_available() else [32, 64, 128])
     parser.add_argument("--n", type=int, default=1000, help="samples of the"
                         " last weights of each entry")
-    parser.add_argument("--each", type=int, default=0, help="samples of the"
+    parser.add_argument("--every", action="store_true", help="and of all the"
                         " weights before them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", default="benchmarks/results/cifar10_speedrun",
-                        help="where .json and a .png of each entry go")
+                        help="where .json goes, and a .png of each file")
     args = parser.parse_args()
-    if (args.what == "train") != (args.entry is not None): parser.error(
-        f"train needs an entry ({', '.join(ENTRIES)}), {args.what} takes none")
+    if args.what == "train" and not args.entry: parser.error(
+        f"train needs an entry: {', '.join(ENTRIES)}")
     args.minutes = args.minutes or RECIPES[args.recipe].length["minutes"]
     from accelerate import PartialState
     data, device = load_data("cifar10"), PartialState().device

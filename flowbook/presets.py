@@ -39,12 +39,13 @@ RECIPES = {
         dict(guidance=1.5, interval=(0.1, 0.8), solver="ab2", steps=16),
         "not measured yet: it has not run on a GPU"),
     "cifar10-cpu": Recipe(
-        "cifar10", "cifar10", dict(minutes=60),
+        "cifar10", "cifar10", dict(minutes=80),
         dict(patch_size=4, dim=192, depth=8, num_heads=6),
         dict(batch_size=64, lr=2e-3, augment=random_flip, precision="bf16",
              compile=True),
-        dict(guidance=2.0, interval=(0.1, 0.9), solver="ab2", steps=24),
-        "not measured yet"),
+        dict(guidance=3.0, interval=(0.1, 0.9), solver="ab2", steps=24),
+        "80 minutes on two cores of an AMD EPYC with avx512_bf16, torch 2.15,"
+        " other work beside it"),
     "cifar10-gpu": Recipe(
         "cifar10", "cifar10", dict(minutes=25), dict(patch_size=2),
         dict(batch_size=512, lr=2e-3, ema_decay=0.9998, augment=random_flip,
