@@ -45,7 +45,11 @@ def _train_arguments(p):
       " folder of pictures (default: digits, which needs no download)")
     a("--recipe", choices=list(RECIPES), help="a run of the last chapters: its"
       " data, model and settings, where nothing else is asked for")
-    a("--out", help="the run's folder (default: runs/DATA, or runs/RECIPE)")
+    a("--out", help="the run's folder (default: runs/DATA, or runs/RECIPE, or"
+      " runs/DATA-latents)")
+    a("--latents", metavar="VAE_RUN", help="train on latents: the folder of"
+      " `flowbook vae`, or of an AutoencoderKL that diffusers wrote; the run"
+      " keeps a copy")
     length("--steps", type=_count, help="updates of the weights (default: 600"
            " for digits, 2000 for a folder; else see --epochs)")
     length("--minutes", type=_positive, help="length of the run in minutes, in"
@@ -59,7 +63,8 @@ def _train_arguments(p):
     a("--lr", type=_positive, help="learning rate (default: 0.002)")
     a("--seed", type=_whole, help="of weights, batches and noise (default: 0)")
     a("--patch-size", type=_count, help="side of a patch; must divide height"
-      " and width (default: 4 for pictures like MNIST's, else 2)")
+      " and width (default: 4 for pictures like MNIST's, 1 for latents, else"
+      " 2)")
     a("--image-size", type=_count, help="crop the pictures of a folder to"
       " squares of this many pixels")
     old("--resume", action="store_true", help="go on with the run in --out,"
@@ -175,11 +180,16 @@ def _fill_from_recipe(args):
         if getattr(args, key, None) is None: setattr(args, key, value)
 
 
-def _run_info(args, run):
+def _run_info(args, run, data):
     "What a run's config keeps beside the settings of its training"
-    kept = {key: run[key] for key in ("recipe", "sampling") if key in run}
+    kept = {key: run[key] for key in ("recipe", "sampling", "latents")
+            if key in run}
     if args.recipe and not run: kept = dict(
         recipe=args.recipe, sampling=RECIPES[args.recipe].sampling)
+    if args.latents and not run:
+        from flowbook.latents import fingerprint
+        kept["latents"] = dict(vae=args.latents, shape=data.shape,
+                               sum=fingerprint(data.vae))
     return {"image_size": args.image_size, **kept}
 
 # %% ../nbs/92_cli.ipynb #src-sampling
@@ -206,8 +216,35 @@ def _preset(spec):
     if max(spec.size) <= 16: return "digits"
     return "mnist" if spec.channels == 1 or max(spec.size) < 32 else "cifar10"
 
+# %% ../nbs/92_cli.ipynb #src-latents
+def _latents(args, data, run, out):
+    "The data as latents, if that is asked for, or the run was made so"
+    made = run.get("latents")
+    if not made and not args.latents: return data
+    from flowbook.latents import (encode_data, fingerprint, load_vae,
+                                  read_latents)
+    if args.recipe: raise ValueError(
+        "a recipe is a whole run on pixels: leave out --recipe or --latents")
+    if args.flip: raise ValueError(
+        "--flip mirrors pictures, not latents: leave out --flip or --latents")
+    if made and (out / "latents.safetensors").exists():
+        return read_latents(out, data)
+    vae = load_vae(made["vae"] if made else args.latents)
+    if made and fingerprint(vae) != made["sum"]: raise ValueError(
+        f"the run in {out} has lost its VAE, and {made['vae']} holds another:"
+        " start again (--overwrite)")
+    return encode_data(_on_device(vae), data)
+
+
+def _keep_latents(trainer):
+    "Copy VAE and latents into the folder of a run that begins"
+    from flowbook.latents import write_latents
+    if not trainer.accelerator.is_main_process: return
+    if not (trainer.out / "latents.safetensors").exists():
+        write_latents(trainer.out, trainer.data)
+
 # %% ../nbs/92_cli.ipynb #src-model
-def _model(args, spec, seed, config):
+def _model(args, data, seed, config):
     "A fresh model for a dataset or recipe, or the one that `config` describes"
     import torch
 
@@ -215,19 +252,22 @@ def _model(args, spec, seed, config):
     from flowbook.runs import build_model
     torch.manual_seed(seed)
     if config: return build_model(config)
-    recipe, patch = RECIPES.get(args.recipe), args.patch_size
+    recipe, patch, spec = RECIPES.get(args.recipe), args.patch_size, data.spec
+    shape = getattr(data, "shape", None)         # of latents
+    if shape and patch is None: patch = 1
+    channels, *size = shape or (spec.channels, *spec.size)
     more = {} if patch is None else {"patch_size": patch}
     if recipe: return DiTLlama.from_preset(recipe.preset,
                                            **{**recipe.model, **more})
     return DiTLlama.from_preset(
-        _preset(spec), in_channels=spec.channels, input_size=list(spec.size),
+        _preset(spec), in_channels=channels, input_size=size,
         num_classes=spec.classes, **more)
 
 # %% ../nbs/92_cli.ipynb #src-out
 def _out(args):
     "The run's folder: as given, or runs/ and the name of the dataset"
     name = args.recipe or Path(args.data or "digits").resolve().name
-    return Path(args.out or f"runs/{name}")
+    return Path(args.out or f"runs/{name}{'-latents' * bool(args.latents)}")
 
 
 def _result_path(run, name):
@@ -257,11 +297,12 @@ def _resumed(args):
     asked = args.data
     if asked and Path(asked).is_dir(): asked = str(Path(asked).resolve())
     made = dict(recipe=run.get("recipe"), data=name,
+                latents=run.get("latents", {}).get("vae"),
                 patch_size=config.get("patch_size"),
                 image_size=run.get("image_size"),
                 flip=run["augment"] == "random_flip")
     for key, given in dict(recipe=args.recipe, data=asked, flip=args.flip,
-                           patch_size=args.patch_size,
+                           latents=args.latents, patch_size=args.patch_size,
                            image_size=args.image_size).items():
         if given not in (None, made[key]): raise ValueError(
             f"the run in {_out(args)} was made with {key} {made[key]}, not"
@@ -278,6 +319,8 @@ def _trainer(args):
     from flowbook.data import load_data
     from flowbook.runs import claim_run, has_run
     from flowbook.train import Trainer, random_flip
+    if args.recipe and args.latents: raise ValueError(
+        "a recipe is a whole run on pixels: leave out --recipe or --latents")
     out = _out(args)
     resume = args.resume or args.auto_resume and has_run(out)
     claim_run(out, resume, args.overwrite)       # before any download
@@ -286,6 +329,8 @@ def _trainer(args):
     run, name = config.get("run", {}), args.data or "digits"
     with PartialState().local_main_process_first():  # one downloads
         data = load_data(name, size=args.image_size)
+    data = _latents(args, data, run, out)
+    latent = hasattr(data, "vae")
     usual = min(_usual_for(data.spec)["batch_size"], len(data.train))
     settings = {"batch_size": usual, **_settings}
     for key, usual in settings.items():
@@ -294,13 +339,14 @@ def _trainer(args):
     more = {**vars(args), **run}                 # of a recipe, or from Python
     settings |= {key: more[key] for key in ("clip", "ema_decay", "weight_decay")
                  if key in more}
-    flip = _flips(data.spec) if args.flip is None else args.flip
+    flip = _flips(data.spec) and not latent if args.flip is None else args.flip
     length = _length(args, run, data.spec, len(data.train),
                      settings["batch_size"])
-    model = _model(args, data.spec, settings["seed"], config)
+    model = _model(args, data, settings["seed"], config)
     return Trainer(
         model, data, out=out, resume=resume, overwrite=args.overwrite,
-        info=_run_info(args, run), save_seconds=args.save_seconds,
+        callbacks={"start": _keep_latents} if latent else None,
+        info=_run_info(args, run, data), save_seconds=args.save_seconds,
         sample_every=args.sample_every, log_with=args.log_with,
         augment=random_flip if flip else None, **settings), length
 
@@ -331,6 +377,92 @@ def _train(args):
         f"look at  {out}/samples/{trainer.step:06d}.png and {out}/loss.png\n"
         f"next     flowbook sample {out} --n 8 --seed 1\n"
         f"         flowbook evaluate {out}")
+
+# %% ../nbs/92_cli.ipynb #src-vae-arguments
+def _vae_arguments(p):
+    a, either = p.add_argument, p.add_mutually_exclusive_group
+    length, old = either().add_argument, either().add_argument
+    a("data", nargs="?", help="digits, mnist, fashion_mnist, cifar10, or a"
+      " folder of pictures (default: digits)")
+    a("--out", help="the run's folder (default: runs/DATA-vae)")
+    length("--steps", type=_count, help="updates of the weights (default:"
+           " 1500)")
+    length("--minutes", type=_positive, help="length of the run in minutes, in"
+           " place of --steps")
+    a("--batch-size", type=_count, help="images a step (default: 64)")
+    a("--lr", type=_positive, help="learning rate (default: 0.002)")
+    a("--seed", type=_whole, help="of weights, batches and noise (default: 0)")
+    a("--beta", type=_above(-1e-9, float, "a number, 0 or more"), help="squared"
+      " error in a value that is not worth remembering (default: 0.01)")
+    a("--channels", type=_count, help="numbers a latent place (default: 2 for"
+      " small pictures, 4 for grey ones, 8 for colour)")
+    a("--image-size", type=_count, help="crop the pictures of a folder to"
+      " squares of this many pixels")
+    old("--resume", action="store_true", help="go on with the run in --out,"
+        " with its own settings")
+    old("--overwrite", action="store_true", help="replace the run in --out")
+    a("--quiet", action="store_true", help="no progress bar")
+
+# %% ../nbs/92_cli.ipynb #src-vae
+def _vae_model(args, spec, config):
+    "A fresh VAE for a dataset, or the one that a run's config describes"
+    import torch
+
+    from flowbook.latents import VAE
+    if config.get("model", "VAE") != "VAE": raise ValueError(
+        f"the run in {args.out} holds a {config['model']}, not a VAE")
+    made = config.get("latent_channels")
+    if made and args.channels not in (None, made): raise ValueError(
+        f"the run in {args.out} was made with channels {made}, not"
+        f" {args.channels}: resume it with its own settings")
+    torch.manual_seed(args.seed)
+    if config: return VAE(**{k: x for k, x in config.items()
+                             if k not in ("model", "run")})
+    more = {} if args.channels is None else {"latent_channels": args.channels}
+    return VAE.from_preset(_preset(spec), in_channels=spec.channels,
+                           input_size=list(spec.size), **more)
+
+
+def _vae(args):
+    "Train an autoencoder for train --latents"
+    import torch
+
+    from flowbook.data import load_data
+    from flowbook.latents import fit_vae
+    from flowbook.plot import image_grid
+    from flowbook.runs import claim_run, read_config
+    name = Path(args.data or "digits").resolve().name
+    args.out = Path(args.out or f"runs/{name}-vae")
+    claim_run(args.out, args.resume, args.overwrite)
+    config = read_config(args.out) if args.resume else {}
+    run, usual = config.get("run", {}), dict(
+        data="digits", image_size=None, batch_size=64, lr=2e-3, seed=0,
+        beta=0.01)
+    kept = run | {"data": run["data"]["name"]} if run else {}
+    for key, value in (usual | kept).items():
+        if getattr(args, key, 0) is None: setattr(args, key, value)
+    if not (args.steps or args.minutes):
+        args.steps = None if run.get("minutes") else run.get("steps", 1500)
+        args.minutes = run.get("minutes")
+    data = load_data(args.data, size=args.image_size)
+    try: vae = fit_vae(
+        _vae_model(args, data.spec, config), data, args.steps, args.out,
+        args.beta, args.minutes, not args.quiet, lr=args.lr, seed=args.seed,
+        batch_size=min(args.batch_size, len(data.train)), resume=args.resume,
+        overwrite=args.overwrite,
+        info=dict(beta=args.beta, image_size=args.image_size))
+    except KeyboardInterrupt as e:
+        print(f"{e}; go on with: flowbook vae --resume --out {args.out}")
+        return 130
+    x = data.test[torch.arange(min(10, len(data.test)))][0]
+    with torch.no_grad(): back = vae.decode(vae.encode(
+        x.to(vae.scale.device))).cpu()
+    image_grid(torch.cat([x, back]), len(x)).save(args.out / "grid.png")
+    shape = "x".join(map(str, vae.latent_shape(data.spec.size)))
+    print(f"{vae.num_params():,} parameters, latents of {shape}, error"
+          f" {(x - back).square().mean():.4f} a value of {len(x)} test"
+          f" pictures\nlook at  {args.out}/grid.png\nnext     flowbook train"
+          f" {args.data} --latents {args.out}")
 
 # %% ../nbs/92_cli.ipynb #src-sample
 def _spec(config):
@@ -377,7 +509,7 @@ def _sample(args):
     from flowbook.data import generator_for
     from flowbook.guidance import CFG
     from flowbook.plot import image_grid, save_gif
-    from flowbook.samplers import trajectory
+    from flowbook.samplers import decoded, trajectory
     from flowbook.runs import load_run
     from flowbook.train import class_noise, sample_classes
     model, config = load_run(args.run)
@@ -395,7 +527,7 @@ def _sample(args):
             model, how["guidance"], interval=how["interval"])
         walk = trajectory(guided, *start, how["solver"], how["steps"],
                           how["grid"], dice)
-        save_gif(torch.stack([x for _, x in walk]), gif, args.n)
+        save_gif(torch.stack([decoded(model, x) for _, x in walk]), gif, args.n)
     print(f"{len(x)} images, a row a class: {out}" + (f" {gif}" if gif else ""))
 
 # %% ../nbs/92_cli.ipynb #src-evaluate
@@ -435,6 +567,9 @@ def _info(args):
         f" of {run['steps']:,}", "")
     done = "seconds" in run and (                # shipped, without its log
         f"{run['steps']:,} steps, {run.pop('seconds'):.0f} s")
+    if (made := run.pop("latents", None)): d["name"] += (
+        f" as latents of {'x'.join(map(str, made['shape']))}"
+        f" ({made['vae']})")
     table = {
         "model": f"{config.pop('model')}, {model.num_params():,} parameters",
         "config": ", ".join(f"{k} {v}" for k, v in config.items()),
@@ -456,6 +591,7 @@ def _all_train_arguments(p):
 
 
 _commands = {"train": (_train, _all_train_arguments),
+             "vae": (_vae, _vae_arguments),
              "sample": (_sample, _sample_arguments),
              "evaluate": (_evaluate, _evaluate_arguments),
              "info": (_info, _info_arguments)}

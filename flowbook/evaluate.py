@@ -25,7 +25,8 @@ from torch import nn
 from .data import data_root, generator_for, to_float, to_uint8
 from .guidance import CFG
 from .runs import checksum, read_tensors, write_tensors
-from .samplers import Counted, check_walk, device_of, sample
+from .samplers import (Counted, check_walk, decoded, device_of,
+                               noise_shape, sample)
 
 # %% ../nbs/13_evaluate.ipynb #src-classifier
 def _flat(images):
@@ -565,10 +566,10 @@ def drawn(
     with tqdm(total=n, desc="samples", disable=not progress) as bar:
         for i in range(0, n, batch_size):
             y = labels[i:i + batch_size]
-            noise = noise_for(seed, i, i + len(y), (spec.channels, *spec.size))
+            noise = noise_for(seed, i, i + len(y), noise_shape(model, spec))
             x = sample(guided, noise.to(device), y.to(device), solver, steps,
                        grid, dice)
-            yield to_uint8(x).cpu(), y
+            yield to_uint8(decoded(model, x)).cpu(), y
             bar.update(len(y))
 
 # %% ../nbs/13_evaluate.ipynb #src-feature-file

@@ -194,7 +194,8 @@ def claim_run(
 
 # %% ../nbs/95_runs.ipynb #src-clear
 _results = ("loss.png", "grid.png", "evaluation.json", "evaluation.md")
-_files = ("config.json", "model.safetensors", "metrics.jsonl", *_results)
+_files = ("config.json", "model.safetensors", "metrics.jsonl",
+          "latents.safetensors", *_results)
 
 
 def clear_results(
@@ -208,7 +209,7 @@ def clear_run(
     run: str,  # the folder of a run
 ):
     "Remove an older run's files, and nothing else"
-    for name in ("state", "tracking"):
+    for name in ("state", "tracking", "vae"):
         shutil.rmtree(Path(run, name), ignore_errors=True)
     for name in _files: Path(run, name).unlink(missing_ok=True)
     for image in Path(run, "samples").glob("[0-9]*.png"): image.unlink()
@@ -316,4 +317,10 @@ def load_run(
         f" ({e}): " + (
             f"`flowbook train --resume --out {run}` writes it again" if own
             else "install flowbook again")) from e
-    return model.eval(), config
+    if not config.get("run", {}).get("latents"): return model.eval(), config
+    from flowbook.latents import LatentModel, load_vae
+    if not (folder / "vae").is_dir(): raise FileNotFoundError(
+        f"{run} draws latents, but the VAE that decodes them is gone"
+        f" ({folder / 'vae'}): copy it there again")
+    size = config["run"]["data"]["size"]
+    return LatentModel(model.eval(), load_vae(folder / "vae"), size), config

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRIDS', 'SOLVERS', 'uniform_grid', 'check_grid', 'quadratic_grid', 'cosine_grid', 'logit_normal_grid', 'shift_grid',
            'edm_grid', 'euler', 'midpoint', 'heun', 'rk4', 'AB2', 'alpha_sigma', 'DPM2M', 'DDIM', 'EulerMaruyama',
-           'StochasticHeun', 'HeunEuler', 'Dopri5', 'device_of', 'check_walk', 'integrate', 'trajectory', 'sample',
-           'Counted', 'divergence', 'log_likelihood']
+           'StochasticHeun', 'HeunEuler', 'Dopri5', 'device_of', 'latent_model', 'noise_shape', 'decoded', 'check_walk',
+           'integrate', 'trajectory', 'sample', 'Counted', 'divergence', 'log_likelihood']
 
 # %% ../nbs/10_samplers.ipynb #imports
 import math
@@ -361,6 +361,25 @@ def device_of(model) -> torch.device:  # the CPU for what has no parameters
     if first is not None: return first.device
     if hasattr(model, "model"): return device_of(model.model)
     return torch.device("cpu")
+
+
+def latent_model(model):
+    "The model of latents inside wrappers, which can decode; else None"
+    while model is not None and not hasattr(model, "decode"):
+        model = getattr(model, "module", getattr(model, "model", None))
+    return model
+
+
+def noise_shape(model, spec) -> tuple:  # of one image, (c, h, w)
+    "The shape that images are drawn from: theirs, or that of latents"
+    inner = latent_model(model)
+    return inner.latent_shape if inner else (spec.channels, *spec.size)
+
+
+def decoded(model, x):
+    "What a model has drawn, as images: decoded if it draws latents"
+    inner = latent_model(model)
+    return inner.decode(x) if inner else x
 
 
 def _lookup(kind, name, table):

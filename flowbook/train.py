@@ -37,7 +37,7 @@ from .runs import (
     append_line, checksum, claim_run, clear_results, clear_run, has_run,
     hold_run, newest_state, read_lines, states, trim_lines, write_state,
     write_tensors)
-from .samplers import device_of, sample
+from .samplers import decoded, device_of, noise_shape, sample
 
 # %% ../nbs/12_train.ipynb #src-cosine
 def warmup_cosine(
@@ -805,7 +805,7 @@ def class_noise(
     "What samples of each class start from, class by class"
     if classes is None: classes = list(range(min(10, spec.classes)))
     y = torch.tensor(classes).repeat_interleave(n)
-    noise = torch.randn(len(y), spec.channels, *spec.size,
+    noise = torch.randn(len(y), *noise_shape(model, spec),
                         generator=generator_for(seed, "samples"))
     return noise.to(device_of(model)), y.to(device_of(model))
 
@@ -829,7 +829,7 @@ def sample_classes(
     guided = model if plain else CFG(model, guidance, interval=interval)
     x = sample(guided, noise, None if plain else y, solver, steps, grid, dice,
                batch_size=100)
-    return x.cpu(), y.cpu()
+    return decoded(model, x).cpu(), y.cpu()
 
 # %% ../nbs/12_train.ipynb #src-draw-samples
 @patch
@@ -838,8 +838,9 @@ def draw_samples(self: Trainer):
     from flowbook.plot import image_grid
     first = self.accelerator.is_main_process
     if self.average is not None and not first: return
+    around = getattr(self.data, "around", lambda model: model)  # of latents
     with self.averaged() as average: images, _ = sample_classes(
-        average, self.data.spec, seed=self.settings["seed"])
+        around(average), self.data.spec, seed=self.settings["seed"])
     if not first: return                         # a shard's work is done
     if self.out is not None:
         folder, buffer = self.out / "samples", io.BytesIO()
