@@ -29,8 +29,14 @@ THUMBS = {
     "12_train": ("look-grids", (0.147, 0, 0.849, 1)),
     "13_evaluate": ("look-neighbours", (0.127, 0, 0.647, 1)),
     "14_editing": ("look-slerp-mnist", (0.09, 0, 1, 1)),
+    "15_reflow": ("look-mean-toy", (0.25, 0, 0.75, 1)),
+    "16_latents": ("look-linear", (0, 0, 1, 1)),
+    "17_tokens": ("look-polygon", (0, 0, 1, 1)),
+    "18_genes": ("look-umap", (0, 0, 0.4, 1)),
+    "19_text": ("look-paint", (0, 0, 1, 1)),
     "20_ablations": ("look-by-time", (0, 0, 1, 1)),
     "21_mnist": ("look-trajectory", (0.09, 0, 1, 1)),
+    "22_cifar10": ("look-ten", (0, 0, 0.5, 1)),
     "23_live": ("look-still", (0.09, 0, 1, 1)),
 }
 
@@ -39,7 +45,8 @@ def saved(name, cell):
     "The picture that a cell of a notebook has among its outputs"
     cells = json.loads((NBS / f"{name}.ipynb").read_text())["cells"]
     outputs = next(c for c in cells if c["id"] == cell)["outputs"]
-    data = next(o["data"]["image/png"] for o in outputs if "image/png" in o["data"])
+    data = next(data for o in outputs for kind, data in o["data"].items()
+                if kind.startswith("image/"))
     return Image.open(io.BytesIO(base64.b64decode("".join(data)))).convert("RGBA")
 
 
