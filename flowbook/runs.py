@@ -225,7 +225,7 @@ def shipped(
     if Path(name, "config.json").exists(): return None   # the user's own
     if name in known: return known[name]
     if elsewhere or Path(name).exists(): return None
-    wanted = ", ".join([*known, "a folder, or OWNER/NAME on the Hugging Face"
+    wanted = ", ".join([*sorted(known), "a folder, or OWNER/NAME on the Hugging Face"
                                 " Hub"])
     raise ValueError(f"no model {name!r}: expected {wanted}")
 
