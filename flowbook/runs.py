@@ -220,12 +220,13 @@ def shipped(
 ) -> Path:  # its folder in the package; None: another place is meant
     "Where a model lies that comes with the package"
     folder = Path(str(resources.files("flowbook") / "models"))
-    known = {p.parent.name: p.parent for p in folder.glob("*/config.json")}
+    known = {p.parent.name: p.parent
+             for p in sorted(folder.glob("*/config.json"))}
     name, elsewhere = str(name), "/" in str(name) or os.sep in str(name)
     if Path(name, "config.json").exists(): return None   # the user's own
     if name in known: return known[name]
     if elsewhere or Path(name).exists(): return None
-    wanted = ", ".join([*sorted(known), "a folder, or OWNER/NAME on the Hugging Face"
+    wanted = ", ".join([*known, "a folder, or OWNER/NAME on the Hugging Face"
                                 " Hub"])
     raise ValueError(f"no model {name!r}: expected {wanted}")
 
