@@ -276,20 +276,23 @@ def test_links_of_processed_notebooks():
     from nbdev.serve import proc_nbs
     from flowbook._modidx import d
     named = {HOME + where for module in d["syms"].values() for where, _ in module.values()}
-    folder, text, name_of, cells_of = proc_nbs(n_workers=2), {}, {}, {}
+    folder, made = proc_nbs(n_workers=2), ["llms.txt", "llms-ctx.txt"]
+    text, prose, name_of, cells_of = {}, {}, {}, {}
     for path in folder.glob("*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         about = next(yaml.safe_load_all("".join(cells[0]["source"])))
         page = name_of[path.name] = about["output-file"]
         cells_of[page] = {c["id"] for c in cells if c["cell_type"] == "code"}
-        text[page] = "\n\n".join("".join(c["source"]) + "\n\n" + "\n\n".join(
-            t for _, t in outputs(c)) for c in cells)
+        text[page] = "\n\n".join("".join(c["source"]) for c in cells)
+        prose[page] = "\n\n".join(t for c in cells for t in (
+            "".join(c["source"]) * (c["cell_type"] == "markdown"),
+            *(t for _, t in outputs(c))))
     ids = {page: anchors(t) | cells_of[page] for page, t in text.items()}
     bad = []
-    for page, t in text.items():
-        prose = re.sub(r"^```.*?^```", "", t, flags=re.M | re.S)
-        for target in re.findall(r"\]\(([^)\s]+)(?:\s\"[^\"]*\")?\)", prose):
-            if target in named: continue
+    for page, t in prose.items():
+        t = re.sub(r"^```.*?^```|`[^`\n]*`", "", t, flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)\s]+)(?:\s\"[^\"]*\")?\)", t):
+            if target in named or target.removeprefix(HOME) in made: continue
             path, _, fragment = target.partition("#")
             if path in name_of:
                 path = name_of[path]
