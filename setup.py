@@ -35,6 +35,7 @@ setup(
     ],
     packages=find_packages(include=["flowbook", "flowbook.*"]),
     package_data={"flowbook": ["py.typed", "weights/*", "models/*/*"]},
+    include_package_data=False,  # weights/ and models/ are no packages
     install_requires=shlex.split(cfg["requirements"]),
     extras_require={name.removesuffix("_requirements"): shlex.split(value)
                     for name, value in cfg.items()

@@ -7,9 +7,12 @@ outputs do not fetch require.js and jQuery from elsewhere, which nothing here us
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
 
 HELP = """Each chapter is a notebook that exports a module of the Python package flowbook and
 tests it. Conventions: images (b, c, h, w) in [-1, 1]; t=0 is data, t=1 is noise;
@@ -50,13 +53,14 @@ UNUSED = (r'<script src="https://cdnjs[^"]*/(?:require|jquery)\.js/[^>]*></scrip
           r"|<script[^>]*>define\('jquery'.*?</script>\s*")
 
 
-def mended(text, page, ids):
-    "A page without what it does not use, and with links that lead somewhere"
+def mended(text, ids, names):
+    "A page without what it does not use; nbdev's links to names lead somewhere"
     def link(m):
-        target, name = m[1] or page, m[2]
-        while name and name not in ids.get(target, {name}):
+        page, name = m[1], m[2]
+        if f"{page}#{name}" not in names: return m[0]    # a writer's: as it is
+        while name and name not in ids.get(page, {name}):
             name = name.rpartition(".")[0]
-        return f'href="{m[1]}{"#" + name if name else ""}"'
+        return f'href="{page}{"#" + name if name else ""}"'
     return re.sub(r'href="([\w-]+\.html)#([\w.]+)"', link, re.sub(UNUSED, "", text))
 
 
@@ -66,4 +70,6 @@ if __name__ == "__main__" and os.environ.get("QUARTO_PROJECT_RENDER_ALL"):
     (out / "llms.txt").write_text(llms(config))
     pages = {p.name: p.read_text() for p in out.glob("*.html")}
     ids = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in pages.items()}
-    for name, text in pages.items(): (out / name).write_text(mended(text, name, ids))
+    syms = runpy.run_path(str(ROOT / "flowbook/_modidx.py"))["d"]["syms"]
+    names = {where for module in syms.values() for where, _ in module.values()}
+    for name, text in pages.items(): (out / name).write_text(mended(text, ids, names))

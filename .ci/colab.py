@@ -13,13 +13,17 @@ NBS = Path(__file__).parent.parent / "nbs"
 GIT = "https://github.com/flowbook/flowbook"
 WAIT = "%%script echo This cell is slow. Remove this line to run it.\n"
 BESIDE = {"diffusers": "diffusers", "flow_matching": "flow_matching",
-          "torch_fidelity": "torch-fidelity"}     # what single chapters compare with
+          "torch_fidelity": "torch-fidelity", "scanpy": "scanpy",
+          "onnx": "onnx onnxscript onnxruntime"}  # what single chapters need
 
 
 def install(text, commit):
     "The cell that installs what a notebook with this text needs"
     more = [pip for name, pip in BESIDE.items() if name in text]
     source = " ".join([f'%pip install -q "flowbook @ git+{GIT}@{commit}"', *more])
+    if "../benchmarks" in text: source += (      # tables that the chapter reads
+        f"\n!curl -sL {GIT}/archive/{commit}.tar.gz | tar xz -C .."
+        ' --strip-components=1 --wildcards "*/benchmarks/*"')
     return dict(cell_type="code", id="install", metadata={}, outputs=[],
                 execution_count=None, source=source)
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 KEEP = Path(__file__).resolve().parent.parent / "build"  # not tracked
@@ -30,9 +31,11 @@ def runtime(folder):
     package = KEEP / f"{PACKAGE}-{VERSION}.tgz"
     if not package.exists():
         KEEP.mkdir(exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}",
-                        "--pack-destination", str(KEEP)], check=True,
-                       stdout=subprocess.DEVNULL, timeout=300)
+        with tempfile.TemporaryDirectory(dir=KEEP) as d:
+            subprocess.run(["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}",
+                            "--pack-destination", d], check=True,
+                           stdout=subprocess.DEVNULL, timeout=300)
+            Path(d, package.name).replace(package)       # whole, or not there
     with tarfile.open(package) as tar:
         for part, (name, checksum) in PARTS.items():
             data = tar.extractfile(f"package/dist/{part}").read()

@@ -44,9 +44,10 @@ THUMBS = {
 def saved(name, cell):
     "The picture that a cell of a notebook has among its outputs"
     cells = json.loads((NBS / f"{name}.ipynb").read_text())["cells"]
-    outputs = next(c for c in cells if c["id"] == cell)["outputs"]
-    data = next(data for o in outputs for kind, data in o["data"].items()
-                if kind.startswith("image/"))
+    outputs = next((c["outputs"] for c in cells if c["id"] == cell), [])
+    data = next((data for o in outputs for kind, data in o.get("data", {}).items()
+                 if kind.startswith("image/")), None)
+    if data is None: raise ValueError(f"no picture in cell {cell} of {name}.ipynb")
     return Image.open(io.BytesIO(base64.b64decode("".join(data)))).convert("RGBA")
 
 
@@ -87,7 +88,8 @@ def animation(frames):
     from flowbook.plot import image_grid, save_gif
     order = [*range(0, 20, 2), *range(1, 20, 2)]        # class by class -> rows
     frames = frames[:, order]
-    save_gif((frames * 7.5).round() / 7.5, NBS / "way.gif", 10)   # 16 greys
+    save_gif((frames * 7.5).round() / 7.5, NBS / "way.gif", 10,   # 16 greys
+             endless=False)
     image_grid(frames[-1], 10).save(NBS / "way.png", optimize=True)
 
 

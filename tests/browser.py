@@ -3,6 +3,7 @@ import base64
 import contextlib
 import functools
 import http.server
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,10 @@ import threading
 import time
 from pathlib import Path
 from urllib.request import Request, urlopen
+
+import pytest
+
+STRICT = bool(os.environ.get("FLOWBOOK_STRICT"))  # what can't be tested fails
 
 NAMES = "chromium", "chromium-browser", "google-chrome", "chrome"
 CODES = {"Enter": 13, "Space": 32, "PageUp": 33, "PageDown": 34, "End": 35,
@@ -23,6 +28,24 @@ def chromium():
     "Where the browser is ($CHROMIUM first), None if there is none"
     given = os.environ.get("CHROMIUM")
     return given or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def absent():
+    "Why there is no browser to test with; None if there is, or has to be"
+    if STRICT or chromium() and importlib.util.find_spec("websocket"): return None
+    return "no Chromium, or no websocket-client"
+
+
+needs_browser = pytest.mark.skipif(bool(absent()), reason=str(absent()))
+
+
+def script(name):
+    "A module of .ci, which is no package"
+    path = Path(__file__).parent.parent / f".ci/{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -57,11 +80,12 @@ class Browser:
              "--no-first-run", "--disable-extensions", "--hide-scrollbars",
              "--disable-background-networking", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try: self._connect()
+        try:
+            self._connect()
+            for domain in "Page", "Runtime", "Log", "Network": self.ask(f"{domain}.enable")
+            self.size(width, height, mobile)
+            self.media(dark, reduced)
         except BaseException: self.close(); raise
-        for domain in "Page", "Runtime", "Log", "Network": self.ask(f"{domain}.enable")
-        self.size(width, height, mobile)
-        self.media(dark, reduced)
 
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
@@ -71,6 +95,7 @@ class Browser:
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired): self._process.wait(10)
         self._process.kill()
+        self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connect(self):
@@ -170,11 +195,6 @@ class Browser:
         "JavaScript of pages opened from now on (`js` still works)"
         self.ask("Emulation.setScriptExecutionDisabled", value=not on)
 
-    def offline(self, on=True):
-        "Cut the network, or give it back"
-        self.ask("Network.emulateNetworkConditions", offline=on, latency=0,
-                 downloadThroughput=-1, uploadThroughput=-1)
-
     def box(self, selector, n=0):
         "Left, top, width, height of the n-th such element, scrolled into view"
         found = self.js(
@@ -231,18 +251,11 @@ class Browser:
             self.ask("Input.dispatchKeyEvent", type=kind, key=label, code=name,
                      windowsVirtualKeyCode=code, **more)
 
-    def png(self, path=None, full=False, selector=None, n=0):
-        "What is seen, the whole page or an element, as bytes or into a file"
-        more = {}
-        if selector:
-            left, top, *size = self.box(selector, n)
-            x, y = self.js("[scrollX, scrollY]")
-            more = {"clip": dict(zip(("x", "y", "width", "height"),
-                                     (left + x, top + y, *size)), scale=1)}
-        if full:
-            size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
-            more = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
-        data = base64.b64decode(self.ask(
-            "Page.captureScreenshot", format="png", **more)["data"])
-        if path: Path(path).write_bytes(data)
-        return data
+    def png(self, selector, n=0):
+        "What the n-th such element looks like"
+        left, top, *size = self.box(selector, n)
+        x, y = self.js("[scrollX, scrollY]")
+        clip = dict(zip(("x", "y", "width", "height"),
+                        (left + x, top + y, *size)), scale=1)
+        return base64.b64decode(self.ask(
+            "Page.captureScreenshot", format="png", clip=clip)["data"])

@@ -1,16 +1,11 @@
 "The figures to drag move in a real browser: by key, by mouse, by finger."
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-from browser import Browser, chromium
+from browser import Browser, needs_browser
 from flowbook.plot import figure, image_grid, show_slider
+from test_site import SITE, needs_site
 
-ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(
-    not (chromium() and importlib.util.find_spec("websocket")),
-    reason="no Chromium, or no websocket-client")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +58,12 @@ def test_still_without_script(browser, page):
     browser.open(page)
     live = picture(browser)
     browser.scripts(False)
-    browser.open(page)
-    assert picture(browser) == live              # the same picture, at start
-    assert said(browser) == "kind: both, share: 0.5. both, 0.5 of white"
-    assert browser.js(f"{find(RANGE)}.offsetParent === null")  # not shown
-    browser.scripts(True)
+    try:
+        browser.open(page)
+        assert picture(browser) == live          # the same picture, at start
+        assert said(browser) == "kind: both, share: 0.5. both, 0.5 of white"
+        assert browser.js(f"{find(RANGE)}.offsetParent === null")  # not shown
+    finally: browser.scripts(True)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -105,10 +101,18 @@ def test_script_twice(browser, page):
 
 def pages_with_sliders():
     "Pages of the built site with figures to drag, if it has been built"
-    return [p for p in sorted((ROOT / "_docs").glob("*.html"))
+    return [p for p in sorted(SITE.glob("*.html"))
             if 'class="flowbook-slider"' in p.read_text()]
 
 
+@needs_site
+def test_the_site_has_figures_to_drag():
+    "Else the next test would have nothing to look at"
+    names = {p.stem for p in pages_with_sliders()}
+    assert names >= {"flow", "guidance", "samplers"}, names
+
+
+@needs_site
 @pytest.mark.parametrize("path", pages_with_sliders(), ids=lambda p: p.stem)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_site(browser, path, width):

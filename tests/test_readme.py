@@ -22,6 +22,15 @@ def test_the_readme_is_made_from_the_front_page():
     for block in code: assert block.strip() in text, block
 
 
+def test_links_of_the_files_in_the_root_lead_to_files():
+    for name in "README.md", "CONTRIBUTING.md":
+        text = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(), flags=re.M | re.S)
+        found = re.findall(r"\]\(\s*([^)\s#]+)|\bsrc=\"([^\"]+)", text)
+        for target in (link or picture for link, picture in found):
+            if "://" not in target: assert (ROOT / target).exists(), (name, target)
+    assert README.count("](nbs/thumb-") >= 10
+
+
 def test_the_loop_draws_digits():
     from flowbook import load_data
     from flowbook.data import to_uint8
