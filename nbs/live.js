@@ -61,6 +61,13 @@
     if (data.failed) say("failed", `That did not work: ${data.failed}.`);
   }
 
+  function broken(error) {   // the next drawing begins with another worker
+    worker.terminate();
+    worker = null;
+    say("failed", "That did not work: "
+      + `${error.message || "the worker could not be loaded"}.`);
+  }
+
   function settings() {
     const number = (name) => Number(field[name].value);
     const interval = [number("low"), number("high")].sort((a, b) => a - b);
@@ -73,7 +80,7 @@
     if (!worker) {
       worker = new Worker(at("live-worker.mjs"), { type: "module" });
       worker.onmessage = receive;
-      worker.onerror = (e) => say("failed", `That did not work: ${e.message}.`);
+      worker.onerror = broken;
       say("loading", `loading ${size} MB, once …`);
     } else say("drawing", "drawing …");
     job += 1;
@@ -98,7 +105,7 @@
     caches.open("flowbook").then((cache) => {
       for (const name of new Set([location.pathname, ...seen, ...ours]))
         cache.add(name).catch(() => {});   // the others may do without
-    });
+    }).catch(() => {});   // storage may be forbidden
   }
 
   function labels() {   // what each slider says, beside it
@@ -115,8 +122,9 @@
     if (about.missing) throw new Error(about.missing);
     const { interval: [low, high], ...rest } = about.sampling;
     const first = Object.entries({ ...rest, low, high });
+    const known = ["y", "steps", "solver", "guidance", "seed", "low", "high"];
     for (const [name, value] of [...first, ...new URLSearchParams(
-      location.search)]) if (field[name]) field[name].value = value;
+      location.search)]) if (known.includes(name)) field[name].value = value;
     size = about.megabytes;
     ({ gaussian } = await import(at("live-sampler.mjs")));
     labels();
@@ -134,6 +142,8 @@
         >${name}</label>`);
   });
   field.y.value = 3;
+  for (const output of form.querySelectorAll("output"))
+    output.setAttribute("aria-live", "off");   // a slider says its own value
   form.addEventListener("submit", (e) => { e.preventDefault(); draw(); });
   form.addEventListener("input", (e) => {
     if (e.target === field.frame) show(Number(field.frame.value));
@@ -148,7 +158,9 @@
     field.seed.value = Math.floor(Math.random() * 10000);
     draw();
   });
-  fetch(at("live/about.json")).then((r) => r.json()).then(start).catch((e) => {
+  fetch(at("live/about.json")).then((r) => r.ok ? r.json()
+    : { missing: `live/about.json: status ${r.status}` }
+  ).then(start).catch((e) => {
     note.textContent = location.protocol === "file:"
       ? "A page opened from a file may not load a model: serve the folder, say"
         + " with python -m http.server, and open it there."

@@ -3,14 +3,22 @@
 addEventListener("install", () => skipWaiting());
 addEventListener("activate", (event) => event.waitUntil(clients.claim()));
 
-async function answer(request) {
-  const cache = await caches.open("flowbook");
+// A store that is full or forbidden is no reason to withhold an answer
+async function keep(request, response) {
+  try { await (await caches.open("flowbook")).put(request, response); }
+  catch (error) { console.info(`not kept: ${request.url}: ${error.message}`); }
+}
+
+async function answer(event) {
+  const { request } = event;
   try {
     const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
+    if (response.status === 200)
+      event.waitUntil(keep(request, response.clone()));
     return response;
   } catch (error) {
-    const kept = await cache.match(request, { ignoreSearch: true });
+    const kept = await caches.match(
+      request, { ignoreSearch: true, cacheName: "flowbook" });
     if (kept) return kept;
     throw error;
   }
@@ -19,5 +27,5 @@ async function answer(request) {
 addEventListener("fetch", (event) => {
   const { method, url } = event.request;
   if (method === "GET" && url.startsWith(location.origin))
-    event.respondWith(answer(event.request));
+    event.respondWith(answer(event));
 });
