@@ -17,12 +17,14 @@ def fused_attention(
     q: torch.Tensor,  # queries (b, h, n, e)
     k: torch.Tensor,  # keys (b, h, m, e)
     v: torch.Tensor,  # values (b, h, m, e)
+    mask: torch.Tensor = None,  # bool, like (b, h, n, m): true is listened to
 ) -> torch.Tensor:  # mixtures (b, n, h * e), in the precision of v
     "Attention of all heads, side by side (Vaswani et al. 2017, 3.2)"
     fast = v.dtype
     if v.device.type == "cpu": fast = torch.promote_types(fast, torch.float)
     with torch.autocast("cpu", enabled=False):
-        x = F.scaled_dot_product_attention(q.to(fast), k.to(fast), v.to(fast))
+        x = F.scaled_dot_product_attention(q.to(fast), k.to(fast), v.to(fast),
+                                           attn_mask=mask)
     return x.transpose(1, 2).flatten(2).to(v.dtype)
 
 # %% ../nbs/03_attention.ipynb #src-rms
@@ -97,7 +99,8 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(e) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(e) if qk_norm else nn.Identity()
 
-    def forward(self, x, context):               # (b, n, d), (b, m, d)
+    def heads(self, x, context):                 # (b, n, d), (b, m, d)
+        "Queries of x, keys and values of the context, each normalised"
         if context.ndim != 3 or context.shape[::2] != x.shape[::2]:
             raise ValueError(
                 f"expected a context of shape ({len(x)}, m, {x.shape[2]}),"
@@ -107,4 +110,7 @@ class CrossAttention(nn.Module):
         k, v = (z.transpose(1, 2) for z in kv.unbind(2))
         q, k = (norm(z.to(self.q.weight.dtype)) for norm, z in
                 ((self.q_norm, q), (self.k_norm, k)))
-        return self.proj(fused_attention(q, k, v))  # (b, n, d)
+        return q, k, v                           # (b, h, n or m, e)
+
+    def forward(self, x, context):               # (b, n, d), (b, m, d)
+        return self.proj(fused_attention(*self.heads(x, context)))
