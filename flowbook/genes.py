@@ -18,7 +18,7 @@ from torch import nn
 
 from .data import generator_for
 from .samplers import sample
-from .tokens import Masked, TokenDiT
+from .tokens import Masked, TokenDiT, sizes_for
 
 # %% ../nbs/18_genes.ipynb #src-log-normalise
 def log_normalise(
@@ -104,7 +104,7 @@ def load_pbmc() -> Cells:  # 700 cells, 765 genes, 10 types
     "Blood cells that ship with scanpy (Zheng et al. 2017)"
     try: import scanpy
     except ImportError as e: raise ModuleNotFoundError(
-        'load_pbmc needs scanpy: pip install "flowbook[bio]"') from e
+        "load_pbmc needs scanpy: pip install scanpy") from e
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")          # of an old file format
         data = scanpy.datasets.pbmc68k_reduced()
@@ -339,12 +339,7 @@ def generate_cells(
     g, (x, mask) = generator_for(seed, "cells"), tokens.encode(tokens.about)
     noise = torch.randn(len(y), *x.shape[1:], generator=g)
     if mask is not None:                         # sizes of real cells
-        labels = tokens.about.labels
-        of = [(labels == k).nonzero()[:, 0] for k in range(len(
-            tokens.about.types))]
-        i = torch.stack([of[k][torch.randint(len(of[k]), (), generator=g)]
-                         for k in y])
-        mask = mask[i]
+        mask = sizes_for(y, tokens.about.labels, mask, g)
         model, noise = Masked(model, mask), noise * mask[..., None]
     x = sample(model, noise, y, solver, steps)
     return tokens.decode(x, y, mask, g)
@@ -397,6 +392,9 @@ def cell_report(
             "gene variances, r": r(lambda c: c.values.var(0)),
             "zeros, r": r(lambda c: (c.counts == 0).float().mean(0)),
             "gene-gene correlations, r": r(together),
+            "variance of all genes, relative": (made.values.var(0).sum()
+                                                / test.values.var(0).sum()
+                                                ).item(),
             "energy distance": energy_distance(seen(made), seen(test)),
             "type seen by real cells": type_accuracy(
                 train, test if made is train else made),
@@ -419,6 +417,8 @@ class FactorEmbedder(nn.Module):
     def forward(self, y, b):                     # (b,) long, or None
         total = self.num_classes
         if y is None: y = torch.full((b,), total, device=self.null.device)
+        if y.shape != (b,): raise ValueError(
+            f"expected labels of shape ({b},), got {tuple(y.shape)}")
         look = y.device.type == "cpu" and not torch.compiler.is_compiling()
         if look and not ((y >= 0) & (y <= total)).all(): raise ValueError(
             f"labels must be 0 to {total - 1}, or {total} for none; got"

@@ -108,6 +108,16 @@ def _measured(coder):
     raise ValueError("the scale of these latents was never measured: call"
                      " measure_scale(vae, data.train) first")
 
+
+def _check_fit(vae, spec):
+    "Refuse what is no autoencoder, or one that was made for other pictures"
+    if not isinstance(vae, Coder): raise TypeError(
+        f"expected a VAE or FromDiffusers, got {type(vae).__name__}")
+    if vae.in_channels != spec.channels: raise ValueError(
+        f"{spec.name} has pictures of {spec.channels} channel(s), but the VAE"
+        f" was made for {vae.in_channels}")
+    vae.latent_shape(spec.size)                  # or refuses
+
 # %% ../nbs/16_latents.ipynb #src-block
 class Block(nn.Module):
     "Two normalised 3x3 convolutions, added to what was there"
@@ -228,11 +238,7 @@ def fit_vae(
     **settings,  # of Trainer: batch_size, lr, seed, resume, ...
 ):  # the VAE with averaged weights and its scale
     "Train with `Trainer`, measure the scale, keep it with the weights"
-    spec = data.spec
-    if vae.in_channels != spec.channels: raise ValueError(
-        f"{spec.name} has pictures of {spec.channels} channel(s), but the VAE"
-        f" was made for {vae.in_channels}")
-    vae.latent_shape(spec.size)                  # or refuses
+    _check_fit(vae, data.spec)
     if settings.get("sample_every"): raise ValueError(
         "sample_every is for models of velocity: a VAE draws nothing by itself")
     trainer = Trainer(vae, data, VAELoss(beta), out, **settings)
@@ -278,17 +284,14 @@ def encode_data(
     batch_size: int = 500,  # pictures at a time
 ) -> LatentData:
     "Both splits in the latents of a VAE"
-    spec, device = data.spec, device_of(vae)
-    if vae.in_channels != spec.channels: raise ValueError(
-        f"{spec.name} has pictures of {spec.channels} channel(s), but the VAE"
-        f" was made for {vae.in_channels}")
-    vae.latent_shape(spec.size)                  # or refuses
+    _check_fit(vae, data.spec)
+    device = device_of(vae)
     def encoded(split):
         parts = split.images.split(batch_size)
         return LatentSplit(torch.cat(
             [vae.encode(to_float(x).to(device)).half().cpu() for x in parts]),
             split.labels)
-    return LatentData(encoded(data.train), encoded(data.test), spec, vae)
+    return LatentData(encoded(data.train), encoded(data.test), data.spec, vae)
 
 # %% ../nbs/16_latents.ipynb #src-latent-model
 class LatentModel(nn.Module):
@@ -332,12 +335,14 @@ class FromDiffusers(Coder, nn.Module):
         net: nn.Module,  # an AutoencoderKL
     ):
         super().__init__()
-        c = net.config
+        c = getattr(net, "config", {})
+        if "scaling_factor" not in c: raise TypeError(
+            f"expected diffusers' AutoencoderKL, got {type(net).__name__}")
         self.net, self.in_channels = net, c.in_channels
         self.latent_channels = c.latent_channels
         self.factor = 2**(len(c.block_out_channels) - 1)
         shift = c.get("latents_mean") or c.get("shift_factor") or 0.0
-        std = torch.as_tensor(c.get("latents_std") or 1.0)
+        std = torch.as_tensor(c.get("latents_std") or 1.0, dtype=torch.float64)
         self.set_scale(shift, c.scaling_factor / std)
 
     def posterior(self, x):                      # (b, c, h, w)
@@ -354,7 +359,7 @@ class FromDiffusers(Coder, nn.Module):
         "Write it as diffusers does, with the scale in its configuration"
         self.net.register_to_config(
             scaling_factor=1.0, latents_mean=self.shift.flatten().tolist(),
-            latents_std=(1 / self.scale).flatten().tolist())
+            latents_std=(1 / self.scale.cpu().double()).flatten().tolist())
         self.net.save_pretrained(folder)
 
 # %% ../nbs/16_latents.ipynb #src-load-vae

@@ -34,6 +34,7 @@ def straightness(
     "Squared deviation from the chord, over the mean chord (Liu et al. 2023)"
     noise, solver, ts = check_walk(model, noise, y, solver, steps, "uniform",
                                    generator)
+    _no_dice(solver)
     if steps < 2: raise ValueError(
         "one step is straight by itself: expected 2 steps or more, got 1")
     last, speeds = noise, []
@@ -43,6 +44,14 @@ def straightness(
     chord = noise - last
     off = torch.stack([(v - chord).flatten(1).square().sum(1) for v in speeds])
     return off.mean(0) / chord.flatten(1).square().sum(1).mean()
+
+
+def _no_dice(solver):
+    "Refuse solvers whose pictures don't belong to their noise"
+    if getattr(solver, "eta", 0) or getattr(solver, "strength", 0):
+        raise ValueError(
+            f"{solver} adds noise on the way: its pictures don't belong to"
+            " the noise they started from; take heun, rk4 or ab2")
 
 # %% ../nbs/15_reflow.ipynb #src-pairs
 @dataclass(frozen=True)
@@ -80,18 +89,22 @@ def draw_pairs(
     batch_size: int = 500,  # images at a time
     autocast: torch.dtype = None,  # compute the model in this type
     progress: bool = False,  # show a bar?
-) -> Pairs:  # on the device of the noise; labels are 0 where there are none
+) -> Pairs:  # on the device of the noise; without y, labelled as null
     "Pictures that a flow makes, each with its noise (Liu et al. 2023, alg. 1)"
     noise, solver, _ = check_walk(model, noise, y, solver, steps, grid,
                                   generator)
-    if getattr(solver, "eta", 0) or getattr(solver, "strength", 0):
-        raise ValueError(
-            f"{solver} adds noise on the way: its pictures don't belong to"
-            " the noise they started from; take heun, rk4 or ab2")
+    _no_dice(solver)
     x = sample(model, noise, y, solver, steps, grid, None, batch_size,
                autocast, progress=progress)
-    if y is None: y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    if y is None: y = torch.full((len(x),), _unlabelled(model),
+                                 device=x.device)
     return Pairs(torch.cat([x, noise], 1), y)
+
+
+def _unlabelled(model):
+    "The label of a pair drawn without one: null, or 0 if there are no classes"
+    try: return null_label(model)
+    except ValueError: return 0
 
 # %% ../nbs/15_reflow.ipynb #src-reflow
 class Reflow(RectifiedFlow):
@@ -172,6 +185,7 @@ class TwoTimes(nn.Module):
 class _Rows(tuple):
     "Tensors whose rows belong together: an index takes from each"
     def __getitem__(self, i): return _Rows(x[i] for x in self)
+    def to(self, device): return _Rows(x.to(device) for x in self)
 
 # %% ../nbs/15_reflow.ipynb #src-meanflow
 class MeanFlow(RectifiedFlow):
@@ -252,6 +266,7 @@ class Leaps:
     def __call__(self, x, t, y=None):            # (b, ...), (b,), (b,)
         ts = self.ts.to(t)                       # rising, from 0 to 1
         i = torch.searchsorted(ts, t - 1e-5)     # the time t is at
-        if (i == 0).any(): raise ValueError(
-            "no time of the grid lies before t = 0: take Euler's steps")
+        if (i == 0).any() or (ts[i] > t + 1e-5).any(): raise ValueError(
+            "no step of the grid starts at this t: take Euler's steps, as many"
+            " and on the same grid")
         return self.model(x, t, y, ts[i - 1])
