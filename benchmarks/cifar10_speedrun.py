@@ -12,7 +12,7 @@ and counts compilation. At fixed shares of the time an entry leaves its weights
 in a file; they are measured afterwards. Training that was cut off goes on
 where it was when the same command is given again.
 
-Another entry is a class with the four methods of `Theirs`, named in ENTRIES.
+Another entry is a class with the four methods of `Ours`, named in ENTRIES.
 `sweep` tells which batch size a machine likes, before any of this.
 """
 import argparse
@@ -22,12 +22,13 @@ import time
 from pathlib import Path
 
 import torch
+from mnist import numbers
 from run import load_minrf, machine, matmul_ceiling
 from torch import nn
 
 from flowbook import DiTLlama, RectifiedFlow, load_data
 from flowbook.data import atomic_write, batch_indices, generator_for, to_float
-from flowbook.evaluate import drawn, extractor_for, look, look_kept, measure
+from flowbook.evaluate import drawn, extractor_for, look, look_kept
 from flowbook.plot import image_grid
 from flowbook.presets import RECIPES, recipe_trainer
 from flowbook.runs import read_tensors, write_tensors
@@ -172,10 +173,8 @@ def scores(model, sampling, n, data, net, seen, device, seed):
     with torch.autocast(device.type, torch.bfloat16):
         found = look(net, kept(drawn(counted, data.spec, n, seed=seed,
                                      progress=True, **sampling)))
-    rows = measure(*seen[:1], found, seen[1], ("fid", "precision_recall"))
     return {"n": n, "evaluations": counted.images / n,
-            "accuracy": found.accuracy(),
-            **{r["metric"].lower(): r["value"] for r in rows}}, parts[0]
+            **numbers(seen[0], found, seen[1])}, parts[0]
 
 
 def measure_all(args, data, device):
@@ -187,9 +186,7 @@ def measure_all(args, data, device):
         args.seed, "few"))[:args.n]]
     result = {"seed": args.seed, "recipe": args.recipe,
               "machine": machine(device.type), "rows": [], "real": {
-                  "n": len(some), "accuracy": some.accuracy(),
-                  **{r["metric"].lower(): r["value"] for r in measure(
-                      seen[0], some, seen[1], ("fid", "precision_recall"))}}}
+                  "n": len(some), **numbers(seen[0], some, seen[1])}}
     kept = Path(f"{args.save}.json")
     if args.entry and kept.exists(): result["rows"] = [
         row for row in json.loads(kept.read_text())["rows"]

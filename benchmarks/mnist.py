@@ -75,7 +75,8 @@ def numbers(train, found, test):
             **{r["metric"].lower(): r["value"] for r in rows}}
 
 
-def main():
+def asked():
+    "The command line's arguments, checked"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", default="runs/mnist-race", help="our run")
     parser.add_argument("--minrf", default="../minRF", help="its checkout")
@@ -87,6 +88,11 @@ def main():
                         help="where .json and the .png of each go")
     args = parser.parse_args()
     if args.n % 100: sys.exit(f"--n must be a multiple of 100, got {args.n}")
+    return args
+
+
+def main():
+    args = asked()
     ours, config = load_run(args.run)
     seconds = newest_state(args.run)[1]["seconds"]
     steps = config["run"]["steps"]
