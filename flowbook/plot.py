@@ -173,13 +173,15 @@ def save_gif(
     ncol: int = None,  # pictures a row in each frame
     seconds: float = 3.0,  # how long one round takes, before the pause
     pause: float = 1.0,  # how long the last frame stays
+    endless: bool = True,  # begin again after the pause
 ):
-    "Write an endless animation, each frame a grid of pictures"
+    "Write an animation, each frame a grid of pictures"
     images = [image_grid(f, ncol) for f in frames]
     each = max(20, int(1000 * seconds / len(images)))
     durations = [each] * (len(images) - 1) + [int(1000 * pause) + each]
     images[0].save(path, save_all=True, append_images=images[1:],
-                   duration=durations, loop=0, format="GIF")
+                   duration=durations, format="GIF",
+                   **({"loop": 0} if endless else {}))
 
 # %% ../nbs/91_plot.ipynb #src-sheet
 def _picture(frame):
