@@ -101,7 +101,7 @@ def _sampling_arguments(p, steps):
     a = p.add_argument
     usual, number = {**_usual_sampling, "steps": steps}, "a number, 0 or more"
     a("run", help="the folder of a run, as `flowbook train` writes it, or"
-      " mnist, which comes with the package")
+      " mnist or cifar10-cpu, which come with the package")
     a("--steps", type=_count, help="intervals from noise to data (default:"
       f" {steps}); heun evaluates the model twice in each")
     a("--solver", help="euler, midpoint, heun, rk4, ab2, dpm2m, ddim,"
@@ -149,8 +149,8 @@ def _evaluate_arguments(p):
 
 
 def _info_arguments(p):
-    p.add_argument("run", help="the folder of a run, or mnist, which comes with"
-                   " the package")
+    p.add_argument("run", help="the folder of a run, or mnist or cifar10-cpu,"
+                   " which come with the package")
 
 # %% ../nbs/92_cli.ipynb #src-recipes
 _settings = dict(lr=2e-3, seed=0, optimizer="adamw", schedule="wsd",

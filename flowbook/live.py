@@ -46,7 +46,7 @@ def to_onnx(
     "Write a model as ONNX: x (b, c, h, w), t (b,), y (b,) to v (b, c, h, w)"
     for name in ("onnx", "onnxscript"):
         if not find_spec(name): raise ImportError(
-            f"to_onnx needs {name}: pip install flowbook[onnx]", name=name)
+            f"to_onnx needs {name}: pip install onnx onnxscript", name=name)
     x = torch.zeros(3, model.in_channels, *model.input_size)
     example = x, torch.full((3,), 0.5), torch.zeros(3, dtype=torch.long)
     free = {0: torch.export.Dim.DYNAMIC}
@@ -64,7 +64,7 @@ def seeded_noise(
     seed: int,  # 0 to 2**32 - 1
     shape: tuple,  # of the noise, say (1, 1, 28, 28)
 ) -> torch.Tensor:  # standard normal, float32
-    "The noise of live.js: mulberry32 and Box-Muller (1958, eq. 2)"
+    "The noise of live-sampler.mjs: mulberry32, Box and Muller (1958)"
     if not 0 <= seed < 2**32: raise ValueError(
         f"seed must be 0 to 2**32 - 1, got {seed}")
     n, cut = math.prod(shape), 2**32 - 1
