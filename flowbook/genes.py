@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from .adaln import known_labels
 from .data import generator_for
 from .samplers import sample
 from .tokens import Masked, TokenDiT, sizes_for
@@ -355,7 +356,7 @@ def energy_distance(
     def within(x): return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
     return (2 * torch.cdist(a, b).mean() - within(a) - within(b)).item()
 
-# %% ../nbs/18_genes.ipynb #src-report
+# %% ../nbs/18_genes.ipynb #src-type-accuracy
 def type_accuracy(
     fit: Cells,  # cells to learn types from
     asked: Cells,  # cells whose types are guessed
@@ -369,7 +370,7 @@ def type_accuracy(
     judge.fit(fit.values.numpy(), fit.labels.numpy())
     return judge.score(asked.values.numpy(), asked.labels.numpy())
 
-
+# %% ../nbs/18_genes.ipynb #src-report
 def cell_report(
     made: Cells,  # the cells to judge, generated or real
     test: Cells,  # real cells that nobody learned from
@@ -416,13 +417,7 @@ class FactorEmbedder(nn.Module):
 
     def forward(self, y, b):                     # (b,) long, or None
         total = self.num_classes
-        if y is None: y = torch.full((b,), total, device=self.null.device)
-        if y.shape != (b,): raise ValueError(
-            f"expected labels of shape ({b},), got {tuple(y.shape)}")
-        look = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if look and not ((y >= 0) & (y <= total)).all(): raise ValueError(
-            f"labels must be 0 to {total - 1}, or {total} for none; got"
-            f" {y.min().item()} to {y.max().item()}")
+        y = known_labels(y, b, total, self.null.device)
         rest, c = y.clamp(max=total - 1), 0
         for table in reversed(self.tables):
             c = c + table(rest % table.num_embeddings)

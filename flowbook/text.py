@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .adaln import TimestepEmbedder, modulate
+from .adaln import TimestepEmbedder, known_labels, modulate
 from .attention import Attention, CrossAttention
 from .classifiers import load_classifier
 from .data import generator_for, to_uint8
@@ -327,12 +327,7 @@ class Prompted(nn.Module):
         return other.to(device_of(self.net)).train(self.training)
 
     def forward(self, x, t, y=None):             # (b, c, h, w), (b,), (b,)
-        p = self.num_classes
-        if y is None: y = torch.full((len(x),), p, device=self.rows.device)
-        look = y.device.type == "cpu" and not torch.compiler.is_compiling()
-        if look and not ((y >= 0) & (y <= p)).all(): raise ValueError(
-            f"prompts are numbered 0 to {p - 1}, or {p} for none; got"
-            f" {y.min().item()} to {y.max().item()}")
+        y = known_labels(y, len(x), self.num_classes, self.rows.device)
         return self.net(x, t, *self.encoder(self.rows[y]))
 
 # %% ../nbs/19_text.ipynb #src-pictures
