@@ -328,7 +328,7 @@ def show_arms(
     axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     return fig
 
-
+# %% ../nbs/20_ablations.ipynb #src-few-ticks
 def _few_ticks(ax, log):
     "A few ticks, written as plain numbers"
     from matplotlib.ticker import (

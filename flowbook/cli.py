@@ -422,7 +422,7 @@ def _vae_model(args, spec, config):
     return VAE.from_preset(_preset(spec), in_channels=spec.channels,
                            input_size=list(spec.size), **more)
 
-
+# %% ../nbs/92_cli.ipynb #src-vae-command
 def _vae(args):
     "Train an autoencoder for train --latents"
     import torch

@@ -275,7 +275,7 @@ def read_weights(
     return {key: x for name in sorted(names)
             for key, x in read_tensors(folder / name)[0].items()}
 
-# %% ../nbs/95_runs.ipynb #src-load-run
+# %% ../nbs/95_runs.ipynb #src-read-config
 def read_config(
     run: str,  # the folder of a run, or the name of a shipped one
 ) -> dict:  # config.json
@@ -300,7 +300,7 @@ def build_model(
         " build it and load model.safetensors yourself")
     return classes[config["model"]](**args)
 
-
+# %% ../nbs/95_runs.ipynb #src-load-run
 def load_run(
     run: str,  # the folder of a run, or the name of a shipped one
 ) -> tuple:  # the model with averaged weights, and config.json as a dict

@@ -353,7 +353,7 @@ SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4,
            "stochastic_heun": StochasticHeun(), "heun_euler": HeunEuler(),
            "dopri5": Dopri5()}
 
-# %% ../nbs/10_samplers.ipynb #src-lookup
+# %% ../nbs/10_samplers.ipynb #src-inside
 def device_of(model) -> torch.device:  # the CPU for what has no parameters
     "The device that a model's inputs have to be on, also if it is wrapped"
     parameters = getattr(model, "parameters", lambda: iter(()))
@@ -381,7 +381,7 @@ def decoded(model, x):
     inner = latent_model(model)
     return inner.decode(x) if inner else x
 
-
+# %% ../nbs/10_samplers.ipynb #src-check-walk
 def _lookup(kind, name, table):
     "An object as it is, or the one that `name` stands for"
     if isinstance(name, str) and name in table: return table[name]
