@@ -92,7 +92,7 @@ class Coder:
         mean, logvar = self.posterior(x)
         return self.picture(mean + (logvar / 2).exp() * noise), mean, logvar
 
-
+# %% ../nbs/16_latents.ipynb #src-coder-checks
 def _check_input(x, channels, what):
     "Refuse what is not a float batch with so many channels"
     if not x.is_floating_point(): raise TypeError(
@@ -259,7 +259,7 @@ class LatentSplit(Split):
         "Latents as float32 and labels, at the index or indices `i`"
         return self.images[i].float(), self.labels[i]
 
-
+# %% ../nbs/16_latents.ipynb #src-latent-data
 @dataclass(frozen=True)
 class LatentData(Data):
     "Splits of latents, the spec of the pictures, and the way back to them"
@@ -396,7 +396,7 @@ def fingerprint(
     "A number that two VAEs share only if their weights and scales are equal"
     return checksum(vae.state_dict())[:16]
 
-
+# %% ../nbs/16_latents.ipynb #src-write-latents
 def write_latents(
     run: str,  # the folder of a run
     data: LatentData,
@@ -407,7 +407,7 @@ def write_latents(
                   {"train": data.train.images, "test": data.test.images},
                   {"vae": fingerprint(data.vae)})
 
-
+# %% ../nbs/16_latents.ipynb #src-read-latents
 def read_latents(
     run: str,  # the folder of a run
     data: Data,  # the pictures, what load_data returns
