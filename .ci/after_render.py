@@ -2,7 +2,9 @@
 
 llms.txt lists the pages' markdown in the order of the sidebar; links to names that
 have no heading of their own lead to what they belong to; pages with HTML in their
-outputs do not fetch require.js and jQuery from elsewhere, which nothing here uses.
+outputs do not fetch require.js and jQuery from elsewhere, which nothing here uses;
+pictures keep their place while they load; the bar marks the page that is open; and
+names of functions in formulas stand as close as elsewhere.
 """
 import json
 import os
@@ -64,6 +66,36 @@ def mended(text, ids, names):
     return re.sub(r'href="([\w-]+\.html)#([\w.]+)"', link, re.sub(UNUSED, "", text))
 
 
+def sized(text, folder):
+    "A page whose PNGs have their sizes, and a class if a phone is too narrow for them"
+    def size(m):
+        path = folder / m[1]
+        if not path.is_file() or "width=" in m[0]: return m[0]
+        width, height = (int.from_bytes(path.read_bytes()[i:i + 4], "big") for i in (16, 20))
+        tag = m[0].replace(' class="', ' class="wide ', 1) if width > 640 else m[0]
+        return tag.replace("<img ", f'<img width="{width}" height="{height}" ', 1)
+    return re.sub(r'<img [^>]*?src="([^":]+\.png)"[^>]*>', size, text)
+
+
+def marked(text, name):
+    "A page in whose bar nothing is marked but the page itself, or Read for a chapter"
+    bar = re.search(r'<nav class="navbar.*?</nav>', text, re.S)
+    if not bar: return text
+    here = f'href="./{name}"'
+    new = bar[0].replace(' aria-current="page"', "")
+    if here in new:
+        new = new.replace('class="nav-link active"', 'class="nav-link"').replace(
+            f'class="nav-link" {here}', f'class="nav-link active" {here} aria-current="page"')
+    return text.replace(bar[0], new, 1)
+
+
+def close(text):
+    "A page whose formulas have exp( and log x in the spacing of TeX"
+    return re.sub(
+        r"<mo>([A-Za-z]{2,})</mo>(?=(?:<mrow>)?(<mo[^>]*>[(\[])?)",
+        lambda m: f'<mo lspace="0.1em" rspace="{0 if m[2] else 0.15}em">{m[1]}</mo>', text)
+
+
 if __name__ == "__main__" and os.environ.get("QUARTO_PROJECT_RENDER_ALL"):
     config = yaml.safe_load(Path("_quarto.yml").read_text())
     out = Path(os.environ["QUARTO_PROJECT_OUTPUT_DIR"])
@@ -72,4 +104,5 @@ if __name__ == "__main__" and os.environ.get("QUARTO_PROJECT_RENDER_ALL"):
     ids = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in pages.items()}
     syms = runpy.run_path(str(ROOT / "flowbook/_modidx.py"))["d"]["syms"]
     names = {where for module in syms.values() for where, _ in module.values()}
-    for name, text in pages.items(): (out / name).write_text(mended(text, ids, names))
+    for name, text in pages.items(): (out / name).write_text(
+        close(marked(sized(mended(text, ids, names), out), name)))

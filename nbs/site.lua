@@ -2,7 +2,9 @@
 local SITE = "https://flowbook.github.io/flowbook/"
 local COLAB = "https://colab.research.google.com/github/flowbook/flowbook/blob/colab/"
 local html = FORMAT:match "^html" ~= nil
-local readme = (PANDOC_STATE.output_file or ""):match "README" ~= nil
+local output = PANDOC_STATE.output_file or ""
+local readme = output:match "README" ~= nil
+local top = readme or output:match "CONTRIBUTING" ~= nil   -- they lie above nbs/
 
 -- nbdev writes links to names of the library in full; within the site they are
 -- short, so that they hold in a preview, offline and on a copy of the site.
@@ -11,7 +13,30 @@ function Link(link)
     local rest = link.target:sub(#SITE + 1)
     link.target = rest == "" and "index.html" or rest
     return link
+  elseif not html and not top then           -- the pages' markdown, for llms.txt
+    link.target = link.target:gsub("^%d*_?([%w_]+)%.ipynb", "%1.html.md")
+    return link
   end
+end
+
+-- What follows a formula closely stays on its line; sizes such as 8 × 8 are one word.
+function Inlines(inlines)
+  if not html then return end
+  local out = pandoc.Inlines {}
+  for i, x in ipairs(inlines) do
+    local last = out[#out]
+    if x.t == "Str" and last and last.t == "Math" and last.mathtype == "InlineMath"
+        and x.text:match "^[,.;:?!)]" then
+      out[#out] = pandoc.Span({ last, x }, { class = "text-nowrap" })
+    elseif x.t == "Space" and i > 1 and inlines[i + 1]
+        and ((inlines[i - 1].text or ""):match "%d$" and inlines[i + 1].text == "×"
+          or inlines[i - 1].text == "×" and (inlines[i + 1].text or ""):match "^%d") then
+      out:insert(pandoc.Str "\u{a0}")
+    else
+      out:insert(x)
+    end
+  end
+  return out
 end
 
 -- README.md lies above nbs/. A moving picture stands still for those who ask.
