@@ -22,7 +22,7 @@ THUMBS = {
     "05_dit": ("look-cost", (0, 0, 1, 1)),
     "06_dit_llama": ("look-shipped", (0, 0, 0.5, 1)),
     "07_unet": ("look-maps", (0, 0.2, 0.86, 1)),
-    "08_flow": ("look-oracle", (0.085, 0, 0.495, 0.82)),
+    "08_flow": ("look-oracle", (0.1, 0.1, 0.49, 0.79)),
     "09_diffusion": ("look-field", (0.36, 0.08, 0.66, 0.93)),
     "10_samplers": ("look-mixture", (0.4, 0.16, 1, 1)),
     "11_guidance": ("look-mnist", (0.107, 0, 0.741, 1)),
@@ -36,7 +36,7 @@ THUMBS = {
     "19_text": ("look-paint", (0, 0, 1, 1)),
     "20_ablations": ("look-by-time", (0, 0, 1, 1)),
     "21_mnist": ("look-trajectory", (0.09, 0, 1, 1)),
-    "22_cifar10": ("look-ten", (0, 0, 0.5, 1)),
+    "22_cifar10": ("look-ten", (0.018, 0.13, 0.5, 0.87)),
     "23_live": ("look-still", (0.09, 0, 1, 1)),
 }
 

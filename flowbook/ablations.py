@@ -47,7 +47,7 @@ def random_gates(
     for block in model.blocks: block.adaln.linear.reset_parameters()
     return model
 
-
+# %% ../nbs/20_ablations.ipynb #src-gates-of-one
 def gates_of_one(
     model,  # with blocks that have an AdaLNZero, such as DiTLlama
 ) -> nn.Module:  # the same
@@ -62,7 +62,7 @@ class NoRope(nn.Module):
     "In place of AxialRope: no angles, nothing is turned"
     def forward(self, rows, cols): return None
 
-
+# %% ../nbs/20_ablations.ipynb #src-placed
 class Placed(nn.Module):
     "An embedding of patches whose tokens have a sin-cos table added"
     def __init__(
@@ -87,7 +87,7 @@ def no_position(
     model.rope = NoRope()
     return model
 
-
+# %% ../nbs/20_ablations.ipynb #src-sincos-position
 def sincos_position(
     model: DiTLlama,  # changed in place
 ) -> DiTLlama:
@@ -185,7 +185,7 @@ def eyes_for(
     return net, *(look_kept(net, split, cache)
                   for split in (data.train, data.test))
 
-
+# %% ../nbs/20_ablations.ipynb #src-judged
 def judged(
     found: Seen,  # what the network saw in some images
     train: Seen,  # and in the training images

@@ -69,8 +69,13 @@ class LabelEmbedder(nn.Module):
             y, b, self.num_classes, self.table.weight.device))
 
 # %% ../nbs/04_adaln.ipynb #src-known-labels
-def known_labels(y, b, num_classes, device):     # (b,) long, or None
-    "`b` labels, null where none is given; refuse what is no label"
+def known_labels(
+    y,  # labels (b,) long, or None
+    b: int,  # how many there have to be
+    num_classes: int,  # the null class, one above the others
+    device,  # where labels go that nobody gave
+) -> torch.Tensor:  # labels (b,), null where there were none
+    "Labels as a table takes them; refuse what is no label"
     if y is None: return torch.full((b,), num_classes, device=device)
     if y.shape != (b,): raise ValueError(
         f"expected labels of shape ({b},), got {tuple(y.shape)}")

@@ -172,7 +172,7 @@ def betas_linear(
     scale = 1000 / steps
     return torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * scale
 
-
+# %% ../nbs/09_diffusion.ipynb #src-betas-cosine
 def betas_cosine(
     steps: int = 1000,  # T
     s: float = 0.008,  # where on the cosine it starts

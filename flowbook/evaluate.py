@@ -225,14 +225,14 @@ class Inception(nn.Module):
     def features(self, images): return self.both(images)[0]
     def forward(self, images): return self.both(images)[1]
 
-# %% ../nbs/13_evaluate.ipynb #src-frechet
+# %% ../nbs/13_evaluate.ipynb #src-already
 def already(num_features: int) -> nn.Module:  # to be a metric's feature
     "A network for metrics that want one, when features are there already"
     net = nn.Identity()
     net.num_features = num_features
     return net
 
-
+# %% ../nbs/13_evaluate.ipynb #src-frechet
 def frechet(
     real: torch.Tensor,  # features (N, f)
     fake: torch.Tensor,  # features (M, f)
@@ -419,7 +419,7 @@ def two_sets(
     TwoSets.__name__ = TwoSets.__qualname__ = name
     return TwoSets
 
-# %% ../nbs/13_evaluate.ipynb #src-metric-classes
+# %% ../nbs/13_evaluate.ipynb #src-precision-class
 def PrecisionRecall(
     feature: nn.Module,  # images -> features (N, f)
     k: int = 3,  # a ball reaches to the k-th nearest neighbour
@@ -428,7 +428,7 @@ def PrecisionRecall(
     "`precision_recall` with the interface of torchmetrics' FID"
     return two_sets("PrecisionRecall", precision_recall)(feature, k, **kwargs)
 
-
+# %% ../nbs/13_evaluate.ipynb #src-density-class
 def DensityCoverage(
     feature: nn.Module,  # images -> features (N, f)
     k: int = 5,  # a ball reaches to the k-th nearest neighbour

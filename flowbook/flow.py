@@ -58,14 +58,14 @@ class cosine(Path):
     def rates(self, t):
         return (-math.pi / 2 * self.sigma(t), math.pi / 2 * self.alpha(t))
 
-# %% ../nbs/08_flow.ipynb #src-vp
+# %% ../nbs/08_flow.ipynb #src-variance-preserving
 class VariancePreserving(Path):
     "Paths whose rate of sigma follows from slope(t), that of alpha"
     def rates(self, t):
         slope = self.slope(t)
         return slope, -self.alpha(t) * slope / self.sigma(t).clamp(min=0.01)
 
-
+# %% ../nbs/08_flow.ipynb #src-vp
 @dataclass(frozen=True)
 class vp_linear(VariancePreserving):
     "DDPM's path: beta rises linearly (Ho et al. 2020; Song et al. 2021, B)"
@@ -246,7 +246,7 @@ class Velocity(nn.Module):
         x0, eps = endpoints(value, x, t, self.predicts, self.path, self.floor)
         return self.path.velocity(x0, eps, t)
 
-# %% ../nbs/08_flow.ipynb #src-onpath
+# %% ../nbs/08_flow.ipynb #src-same-ratio
 def same_ratio(
     t: torch.Tensor,  # times (b,) on the path new
     new: Path,
@@ -264,7 +264,7 @@ def same_ratio(
         high = torch.where(less, high, middle)
     return ((low + high) / 2).to(t.dtype)
 
-
+# %% ../nbs/08_flow.ipynb #src-onpath
 class OnPath(nn.Module):
     "A velocity on `old` as a velocity on `new` (Lipman et al. 2024)"
     def __init__(
@@ -335,7 +335,7 @@ def shift_time(t, shift: float):  # times, 0 to 1; above 1 is towards noise
     "Move times towards noise, 0 and 1 stay (SD3, eq. 23)"
     return shift * t / (shift * t + (1 - t))
 
-
+# %% ../nbs/08_flow.ipynb #src-resolution-shift
 def resolution_shift(
     tokens: int,  # pixels or tokens of the pictures at hand
     base: int,  # and of those for which shift 1 is right
@@ -343,7 +343,7 @@ def resolution_shift(
     "The shift that hides a larger picture as well (SD3, 5.3.2)"
     return math.sqrt(tokens / base)
 
-
+# %% ../nbs/08_flow.ipynb #src-shifted
 @dataclass(frozen=True)
 class shifted:
     "A time distribution, moved towards noise by a shift (SD3, eq. 23)"
@@ -463,7 +463,7 @@ def errors(
                        reduction="none").flatten(1).mean(1)
     return error if self.weight is None else self.weight(t) * error
 
-
+# %% ../nbs/08_flow.ipynb #src-losses
 @patch
 def losses(
     self: RectifiedFlow,

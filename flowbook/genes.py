@@ -32,7 +32,7 @@ def log_normalise(
         f"library sizes must be above 0, got {library.min():g}")
     return (counts * (target / library)[:, None]).log1p()
 
-
+# %% ../nbs/18_genes.ipynb #src-to-counts
 def to_counts(
     values: torch.Tensor,  # (b, g), log-normalised; below 0 is 0
     library: torch.Tensor,  # (b,)
@@ -121,7 +121,7 @@ def load_pbmc() -> Cells:  # 700 cells, 765 genes, 10 types
     return Cells(raw.round(), library, torch.tensor(types.codes.to_numpy(
         copy=True)).long(), tuple(table.var_names), tuple(types.categories))
 
-
+# %% ../nbs/18_genes.ipynb #src-split-cells
 def split_cells(
     cells: Cells,
     share: float = 0.3,  # of each type, for the test
@@ -150,7 +150,7 @@ def mean_value(
     far = (rate.clamp(min=most) * (1e4 / library)[:, None]).log1p()
     return (chance * values).sum(-1) + rest * far
 
-
+# %% ../nbs/18_genes.ipynb #src-matched-rate
 def matched_rate(
     mean: torch.Tensor,  # (b, g), wanted log-normalised values; below 0 is 0
     library: torch.Tensor,  # (b,)
@@ -179,7 +179,7 @@ class GeneScale(nn.Module):
 
     def forward(self, x): return x * self.vectors[:x.shape[1]]  # (b, n, dim)
 
-
+# %% ../nbs/18_genes.ipynb #src-gene-dit
 class GeneDiT(TokenDiT):
     "TokenDiT whose tokens are genes: embedding times value, and a name"
     def __init__(
@@ -278,7 +278,7 @@ def read(self: RankTokens, x, mask):             # (b, n, d), (b, n)
         used[m, pick[m]] = True
     return names
 
-
+# %% ../nbs/18_genes.ipynb #src-decode
 @patch
 def decode(self: RankTokens, x, y, mask, generator=None):
     "Cells of these sentences; library sizes are borrowed, no token tells them"
@@ -424,7 +424,7 @@ class FactorEmbedder(nn.Module):
             rest = rest // table.num_embeddings
         return torch.where((y == total)[:, None], self.null, c)   # (b, dim)
 
-
+# %% ../nbs/18_genes.ipynb #src-cell-dit
 class CellDiT(TokenDiT):
     "TokenDiT for cells of which several facts are known"
     def __init__(

@@ -130,8 +130,8 @@ def show_strip(
 # %% ../nbs/91_plot.ipynb #src-curves
 def show_curves(
     curves: dict,  # name: y values, or (x values, y values)
-    xlabel: str,
-    ylabel: str,
+    xlabel: str,  # under the horizontal axis
+    ylabel: str,  # beside the vertical one
     log: str = "",  # "x", "y" or "xy": which axes are logarithmic
     size: tuple = (6, 3.2),  # inches
     marker: str = None,  # matplotlib's name of a marker at each point
@@ -144,6 +144,10 @@ def show_curves(
         ax.plot(xs, ys, label=name, linewidth=1.5, marker=marker)
     if "x" in log: ax.set_xscale("log")
     if "y" in log: ax.set_yscale("log")
+    marks = sorted({x for line in ax.lines for x in line.get_xdata()})
+    if "x" in log and len(marks) < 8:            # few points: these are the ticks
+        ax.set_xticks(marks, [f"{x:g}" for x in marks])
+        ax.set_xticks([], minor=True)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(True)
     if len(curves) > 1: ax.legend(labelcolor=_ink, frameon=False)

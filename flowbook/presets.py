@@ -62,7 +62,7 @@ def recipe_trainer(
     seed: int = 0,  # of weights, batches and noise
     **changes,  # arguments of Trainer in place of the recipe's
 ) -> tuple:  # the Trainer, and the length of the run as fit takes it
-    "A trainer that follows a recipe: call its fit(**length)"
+    "A trainer that follows a recipe: call its `fit(**length)`"
     if name not in RECIPES: raise ValueError(
         f"unknown recipe {name!r}: expected {', '.join(RECIPES)}")
     recipe = RECIPES[name]

@@ -49,7 +49,7 @@ def write_tensors(
     notes = {"sha256": checksum(plain, text), "info": text}
     atomic_write(path, save(plain, {"flowbook": json.dumps(notes)}))
 
-
+# %% ../nbs/95_runs.ipynb #src-read-tensors
 def read_tensors(
     path: str,  # a .safetensors file
     strict: bool = False,  # refuse a file without a checksum?
@@ -75,7 +75,7 @@ def states(
     "The states that a run can go on from, unchecked"
     return sorted(Path(run, "state").glob("[0-9]*.safetensors"), reverse=True)
 
-
+# %% ../nbs/95_runs.ipynb #src-write-state
 def write_state(
     run: str,  # the folder of a run
     step: int,  # updates so far
@@ -91,7 +91,7 @@ def write_state(
     write_tensors(folder / f"{step:08d}.safetensors", tensors, info)
     for old in states(run)[keep:]: old.unlink(missing_ok=True)
 
-
+# %% ../nbs/95_runs.ipynb #src-newest-state
 def newest_state(
     run: str,  # the folder of a run
 ) -> tuple:  # tensors and info
@@ -120,7 +120,7 @@ def append_line(
         raise OSError(e.errno, f"{path} could not be written ({e.strerror});"
                       " what was there before is untouched") from e
 
-
+# %% ../nbs/95_runs.ipynb #src-read-lines
 def read_lines(
     path: str,  # a .jsonl file; one that does not exist is empty
 ) -> list:  # a dict a line, up to the first that is damaged
@@ -132,7 +132,7 @@ def read_lines(
         except ValueError: break
     return rows
 
-
+# %% ../nbs/95_runs.ipynb #src-trim-lines
 def trim_lines(
     path: str,  # a .jsonl file whose rows have a step
     step: int,  # the last step to keep
@@ -169,7 +169,7 @@ def has_run(
     "Does this folder hold a run that can be resumed?"
     return bool(states(out))
 
-
+# %% ../nbs/95_runs.ipynb #src-claim-run
 def claim_run(
     out: str,  # the folder of a run; None: no folder
     resume: bool = False,  # go on with the run that is there?
@@ -230,7 +230,7 @@ def shipped(
                                 " Hub"])
     raise ValueError(f"no model {name!r}: expected {wanted}")
 
-
+# %% ../nbs/95_runs.ipynb #src-run-folder
 def run_folder(
     run: str,  # a folder, or the name of a model that comes with the package
 ) -> Path:  # the package's folder of that name, or the user's as it is
@@ -261,7 +261,7 @@ def write_weights(
     for old in folder.glob("model*.safetensors"):
         if old.name not in plan.filename_to_tensors: old.unlink()
 
-
+# %% ../nbs/95_runs.ipynb #src-read-weights
 def read_weights(
     folder: str,  # of a run or a model
 ) -> dict:  # name -> tensor
@@ -287,7 +287,7 @@ def read_config(
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged ({e})") from e
 
-
+# %% ../nbs/95_runs.ipynb #src-build-model
 def build_model(
     config: dict,  # of read_config
 ):  # a model with fresh weights

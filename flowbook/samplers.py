@@ -42,7 +42,7 @@ def quadratic_grid(
     "Short intervals near the data: squares of the uniform grid"
     return uniform_grid(steps)**2
 
-
+# %% ../nbs/10_samplers.ipynb #src-cosine-grid
 def cosine_grid(
     steps: int,  # number of intervals, 1 or more
 ) -> torch.Tensor:  # times (steps + 1,), from 1 to 0
@@ -81,7 +81,7 @@ class shift_grid:
 # %% ../nbs/10_samplers.ipynb #src-edm-grid
 @dataclass(frozen=True)
 class edm_grid:
-    "Even in sigma**(1 / rho) (Karras et al. 2022, eq. 5), t by linear path"
+    "Even in `sigma**(1 / rho)` (Karras et al. 2022, eq. 5), t by linear path"
     rho: float = 7.0  # larger: shorter intervals near the data
     sigma_min: float = 0.002  # noise over signal before the last step
     sigma_max: float = 80.0  # and at the start, which becomes t = 1

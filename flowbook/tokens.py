@@ -114,7 +114,7 @@ def front(self: TokenDiT, x):                    # (b, n, d)
     tokens = self.embed(x)
     return tokens + self.names[:n] if self.places else tokens
 
-
+# %% ../nbs/17_tokens.ipynb #src-turns
 @patch
 def turns(self: TokenDiT, x):                    # None, or cos, sin (n, e / 2)
     "The rotation of each place in a sequence"
