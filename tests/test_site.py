@@ -163,7 +163,7 @@ def weight(name, page):
 def test_no_markup_is_left(pages):
     "Pandoc leaves what it cannot convert as it is, and only warns"
     bad = [f"{name}: {text}" for name, page in pages.items() for text in
-           re.findall(r"<p>[^<]*:::|\]\(http.{30}|#% |\\Bigl.{30}", page.text)]
+           re.findall(r"<p>[^<]*:::|::: \{#|\]\(http.{30}|#% |\\Bigl.{30}", page.text)]
     assert not bad, "\n".join(bad)
 
 
@@ -189,6 +189,8 @@ def test_markdown_of_every_page_and_the_list_of_them(pages):
     text = (SITE / "llms.txt").read_text()
     listed = {t[len(HOME):] for t in re.findall(r"\]\(([^)]*)\)", text)}
     assert listed == {f"{name}.md" for name in pages}
+    for name in listed:                      # whose links lead to each other
+        assert not re.search(r"\]\([^)]*\.ipynb", (SITE / name).read_text()), name
     for name in listed: assert len((SITE / name).read_text()) > 500, name
 
 
