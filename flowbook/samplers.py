@@ -393,7 +393,8 @@ def _lookup(kind, name, table):
     return name
 
 
-def check_walk(model, noise, y, solver, steps, grid, generator=None):
+def check_walk(model, noise, y, solver, steps, grid,
+               generator: torch.Generator = None):
     "Noise, solver and times, as `sample` takes them; or an error"
     solver, make_grid = _lookup("solver", solver, SOLVERS), _lookup(
         "grid", grid, GRIDS)
