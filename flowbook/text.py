@@ -76,7 +76,7 @@ def all_scenes() -> list:  # 100 with one digit, 800 with two
              for b in range(10) for inv in (False, True)]
     return singles + pairs
 
-
+# %% ../nbs/19_text.ipynb #src-held-back
 def held_back(
     scene: Scene,
 ) -> bool:  # one in five: kept out of training
