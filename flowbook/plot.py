@@ -142,12 +142,13 @@ def show_curves(
         xs, ys = values if isinstance(values, tuple) else (
             range(len(values)), values)
         ax.plot(xs, ys, label=name, linewidth=1.5, marker=marker)
-    if "x" in log: ax.set_xscale("log")
     if "y" in log: ax.set_yscale("log")
-    marks = sorted({x for line in ax.lines for x in line.get_xdata()})
-    if "x" in log and len(marks) < 8:            # few points: these are the ticks
-        ax.set_xticks(marks, [f"{x:g}" for x in marks])
-        ax.set_xticks([], minor=True)
+    if "x" in log:
+        ax.set_xscale("log")
+        marks = sorted({x for line in ax.lines for x in line.get_xdata()})
+        if len(marks) < 8:                       # so few points are the ticks
+            ax.set_xticks(marks, [f"{x:g}" for x in marks])
+            ax.set_xticks([], minor=True)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(True)
     if len(curves) > 1: ax.legend(labelcolor=_ink, frameon=False)
